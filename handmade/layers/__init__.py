@@ -1,0 +1,43 @@
+"""The layers, made by hand, with `torch.nn`'s parameter names: a state dict goes from one to the other."""
+
+from handmade.layers.activations import (
+    GELU,
+    ReLU,
+    SiLU,
+    Softmax,
+    SquaredReLU,
+    gelu,
+    relu,
+    silu,
+    softmax,
+    squared_relu,
+)
+from handmade.layers.dropout import Dropout, dropout
+from handmade.layers.kernels import Module, kernels
+from handmade.layers.linear import Embedding, Linear
+from handmade.layers.losses import IGNORED, CrossEntropy, cross_entropy
+from handmade.layers.norms import LayerNorm, RMSNorm
+
+__all__ = [
+    "GELU",
+    "IGNORED",
+    "CrossEntropy",
+    "Dropout",
+    "Embedding",
+    "LayerNorm",
+    "Linear",
+    "Module",
+    "RMSNorm",
+    "ReLU",
+    "SiLU",
+    "Softmax",
+    "SquaredReLU",
+    "cross_entropy",
+    "dropout",
+    "gelu",
+    "kernels",
+    "relu",
+    "silu",
+    "softmax",
+    "squared_relu",
+]

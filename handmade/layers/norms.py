@@ -1,0 +1,105 @@
+"""Normalisation: bring numbers to a known size, so that no layer has to guess the scale of the one before.
+
+LayerNorm and RMSNorm look at one feature vector and nothing else. They compute in float32 also for bfloat16
+and float16 inputs, whose few bits have no room for a sum of squares, and give back the dtype they were given.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from handmade.errors import ConfigError
+from handmade.layers.kernels import Module
+from handmade.layers.linear import require_sizes
+
+
+class LayerNorm(Module):
+    """Bring every feature vector to mean 0 and variance 1, then scale and shift it.
+
+        y = weight * (x - mean(x)) / sqrt(var(x) + eps) + bias        mean and var over the last axis
+
+    Shapes: x (..., width) -> (..., width); weight and bias (width,), or None.
+    Raises ConfigError for a width below 1 or an eps that is not positive.
+    Source: Ba, Kiros and Hinton 2016, equation 4 (arXiv:1607.06450).
+    """
+
+    def __init__(self, width: int, eps: float = 1e-5, bias: bool = True, elementwise_affine: bool = True) -> None:
+        super().__init__()
+        require_sizes("LayerNorm", width=width)
+        require_eps("LayerNorm", eps)
+        self.width, self.eps = width, eps
+        self.weight = torch.nn.Parameter(torch.empty(width)) if elementwise_affine else None
+        self.bias = torch.nn.Parameter(torch.empty(width)) if elementwise_affine and bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Weight 1, bias 0: nothing is drawn."""
+        with torch.no_grad():
+            if self.weight is not None:
+                self.weight.fill_(1)
+            if self.bias is not None:
+                self.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps).to(x.dtype)
+        wide = in_float32(x)
+        mean = wide.mean(-1, keepdim=True)
+        variance = (wide - mean).square().mean(-1, keepdim=True)  # divided by width, not width - 1
+        y = (wide - mean) / (variance + self.eps).sqrt()
+        if self.weight is not None:
+            y = self.weight * y
+        if self.bias is not None:
+            y = y + self.bias
+        return y.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.width}, eps={self.eps}, weight={self.weight is not None}, bias={self.bias is not None}"
+
+
+class RMSNorm(Module):
+    """Bring every feature vector to a root mean square of 1, then scale it. LayerNorm without the mean.
+
+        y = weight * x / sqrt(mean(x^2) + eps)                         mean over the last axis
+
+    Shapes: x (..., width) -> (..., width); weight (width,), or None with `elementwise_affine=False`.
+    Raises ConfigError for a width below 1 or an eps that is not positive.
+    Source: Zhang and Sennrich 2019, equation 4 (arXiv:1910.07467).
+    """
+
+    def __init__(self, width: int, eps: float = 1e-6, elementwise_affine: bool = True) -> None:
+        super().__init__()
+        require_sizes("RMSNorm", width=width)
+        require_eps("RMSNorm", eps)
+        self.width, self.eps = width, eps
+        self.weight = torch.nn.Parameter(torch.empty(width)) if elementwise_affine else None
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Weight 1: nothing is drawn."""
+        if self.weight is not None:
+            with torch.no_grad():
+                self.weight.fill_(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return F.rms_norm(x, (self.width,), self.weight, self.eps).to(x.dtype)
+        wide = in_float32(x)
+        y = wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return (y if self.weight is None else self.weight * y).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.width}, eps={self.eps}, weight={self.weight is not None}"
+
+
+def in_float32(x: Tensor) -> Tensor:
+    """`x` with room for sums: bfloat16 and float16 become float32; wider ones stay."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def require_eps(layer: str, eps: float) -> None:
+    """Raise ConfigError unless `eps` is positive."""
+    if not eps > 0:
+        raise ConfigError(f"{layer}: eps = {eps!r}: must be above 0.")
