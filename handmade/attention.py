@@ -1,0 +1,267 @@
+"""Attention: every position takes a weighted mean of what it may see, and the weights are worked out from the data.
+
+The idea, four ways with one result (`by_loops`, `by_triangle`, `by_softmax`, `attend`), then the part that models
+are made of (`Attention`), its key/value cache, and `record()` to look inside.
+
+B rows, T tokens that ask, S tokens that are asked, H heads, D features of a head, C width.
+Masks are boolean, True = may attend. A row with nothing to attend to yields zeros, not NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from handmade.errors import ConfigError
+from handmade.layers import Linear, RMSNorm
+from handmade.layers.kernels import Module
+from handmade.positions import turn
+
+# ---------------------------------------------------------------------------------------------------------------
+# The same result four ways, for reading. `scores` (T, T) say how much position t wants to know of position s;
+# all zeros give the plain mean of the past. `values` (T, C) are what is mixed.
+
+
+def by_loops(scores: Tensor, values: Tensor) -> Tensor:
+    """1. Say it: the output at t is the mean of values 0..t, each weighted by exp(score).
+
+        y[t] = sum over s <= t of  exp(scores[t, s]) * values[s]  /  sum over s <= t of exp(scores[t, s])
+
+    Shapes: (T, T), (T, C) -> (T, C). Slow; nothing is hidden.
+    """
+    outputs = []
+    for t in range(len(values)):
+        total, mixture = torch.zeros_like(scores[0, 0]), torch.zeros_like(values[0])
+        for s in range(t + 1):
+            weight = scores[t, s].exp()
+            total = total + weight
+            mixture = mixture + weight * values[s]
+        outputs.append(mixture / total)
+    return torch.stack(outputs)
+
+
+def by_triangle(scores: Tensor, values: Tensor) -> Tensor:
+    """2. The inner loop is a product with a lower triangular matrix whose rows sum to 1: no future, a mean.
+    Shapes: (T, T), (T, C) -> (T, C)."""
+    weights = scores.exp().tril()
+    return weights / weights.sum(-1, keepdim=True) @ values
+
+
+def by_softmax(scores: Tensor, values: Tensor) -> Tensor:
+    """3. exp over its sum is a softmax; a score of minus infinity is a weight of 0, so the triangle is a mask.
+    Shapes: (T, T), (T, C) -> (T, C). Unlike the first two it cannot overflow: softmax takes the maximum out."""
+    future = torch.ones_like(scores, dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, -math.inf).softmax(-1) @ values
+
+
+def attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """4. The scores come from the data: a query (what t looks for) times a key (what s offers).
+
+        attention(Q, K, V) = softmax(Q K^T / sqrt(D)) V
+
+    Divided by sqrt(D), D the features of a *head*: a sum of D products of unit variance has variance D, and a
+    softmax of large scores puts all weight on one position and passes no gradient to the others.
+
+    Shapes: queries (..., T, D), keys (..., S, D), values (..., S, E), mask broadcast to (..., T, S) -> (..., T, E).
+    Source: Vaswani et al. 2017, equation 1 (arXiv:1706.03762).
+    """
+    weights = attention_weights(queries, keys, mask, causal)
+    if dropout:
+        weights = F.dropout(weights, dropout)
+    return weights @ values
+
+
+def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """softmax(Q K^T / sqrt(D)) with the mask. Shapes: (..., T, D), (..., S, D) -> (..., T, S)."""
+    scores = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
+    if causal:
+        triangle = causal_mask(queries.shape[-2], keys.shape[-2], queries.device)
+        mask = triangle if mask is None else mask & triangle
+    if mask is None:
+        return scores.softmax(-1)
+    # The most negative number and not -inf: a row with nothing to attend to must not become 0 / 0. Its weights
+    # are zero after the second line; in every other row a masked weight is exactly 0 already.
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1).masked_fill(~mask, 0.0)
+
+
+def causal_mask(asking: int, asked: int, device: torch.device | None = None) -> Tensor:
+    """True where position t may see position s. Under a cache the last query sees the last key: the triangle is
+    aligned to the lower right. Shapes: -> (T, S)."""
+    return torch.ones(asking, asked, dtype=torch.bool, device=device).tril(asked - asking)
+
+
+def visible(length: int, new: int, starts: Tensor | None, device: torch.device) -> Tensor | None:
+    """The mask of `new` tokens after `length` cached ones, with left padding up to `starts` (B,).
+
+    None where plain causal attention says the same: nothing cached and nothing padded.
+    Shapes: -> (T, length + T) or (B, 1, T, length + T); the 1 stands for the heads.
+    """
+    if starts is None and (length == 0 or new == 1):
+        return None
+    triangle = causal_mask(new, length + new, device)
+    if starts is None:
+        return triangle
+    real = torch.arange(length + new, device=device) >= starts[:, None]
+    return (triangle & real[:, None, :])[:, None]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Looking inside
+
+_recorders: list[list[Tensor]] = []
+
+
+@contextmanager
+def record() -> Iterator[list[Tensor]]:
+    """The attention weights of every `Attention` that runs inside, fused or not, in the order they ran.
+
+        with record() as maps:
+            model(tokens)
+        maps[layer]                # (B, H, T, S), each row sums to 1; detached, without dropout
+
+    A model inside `torch.compile` is not seen: run the raw model.
+    """
+    maps: list[Tensor] = []
+    _recorders.append(maps)
+    try:
+        yield maps
+    finally:
+        _recorders.remove(maps)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The part that models are made of
+
+
+class LayerCache:
+    """Keys and values of one layer, so that a new token asks the past without computing it again.
+    Shapes: (rows, key/value heads, capacity, D) each."""
+
+    def __init__(self, rows: int, heads: int, capacity: int, features: int, like: Tensor) -> None:
+        self.keys = like.new_zeros(rows, heads, capacity, features)
+        self.values = torch.zeros_like(self.keys)
+
+    def extend(self, length: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write (B, H, T, D) behind the `length` that are there; return everything so far (B, H, length + T, D)."""
+        end = length + keys.shape[2]
+        if end > self.keys.shape[2]:
+            raise ConfigError(f"key/value cache: position {end} does not fit its capacity of {self.keys.shape[2]}.")
+        if keys.dtype != self.keys.dtype:  # under autocast the projections decide
+            self.keys, self.values = self.keys.to(keys.dtype), self.values.to(keys.dtype)
+        self.keys[:, :, length:end] = keys
+        self.values[:, :, length:end] = values
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class KeyValueCache:
+    """A `LayerCache` for each layer, and how many positions they hold (`length`)."""
+
+    def __init__(self, layers: int, rows: int, heads: int, capacity: int, features: int, like: Tensor) -> None:
+        self.layers = [LayerCache(rows, heads, capacity, features, like) for _ in range(layers)]
+        self.capacity = capacity
+        self.length = 0
+
+    def select(self, rows: Tensor) -> None:
+        """Row i becomes what row `rows[i]` was: a beam goes on from another one. Shapes: rows (R,) int64."""
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
+    def clear(self) -> None:
+        """Forget everything; the memory stays."""
+        self.length = 0
+
+
+class Attention(Module):
+    """Several heads that attend side by side, each in its own features.
+
+        head_h = attention(x Wq_h, m Wk_h, m Wv_h)          m = x (self-attention) or `memory` (cross-attention)
+        y      = concat(head_1 .. head_H) Wo
+
+    With fewer `key_value_heads` than heads, each key/value head serves a group of query heads (Ainslie et al.
+    2023, arXiv:2305.13245). With `query_key_norm`, queries and keys are brought to length sqrt(D) before they
+    meet, which bounds the scores (Henry et al. 2020, arXiv:2010.04245).
+
+    Shapes: x (B, T, C), memory (B, S, C), mask broadcast to (B, H, T, S) -> (B, T, C).
+    Source: Vaswani et al. 2017, section 3.2.2 (arXiv:1706.03762).
+    Raises ConfigError when the heads do not divide the width, or the key/value heads the heads.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        key_value_heads: int | None = None,
+        causal: bool = False,
+        bias: bool = True,
+        dropout: float = 0.0,
+        query_key_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        key_value_heads = heads if key_value_heads is None else key_value_heads
+        if width % heads:
+            raise ConfigError(f"attention: {heads} heads do not divide the width {width}.")
+        if heads % key_value_heads:
+            raise ConfigError(f"attention: {key_value_heads} key/value heads do not divide {heads} heads.")
+        self.width, self.heads, self.key_value_heads = width, heads, key_value_heads
+        self.features = width // heads
+        self.causal, self.dropout = causal, dropout
+        self.query = Linear(width, width, bias)
+        self.key = Linear(width, key_value_heads * self.features, bias)
+        self.value = Linear(width, key_value_heads * self.features, bias)
+        self.output = Linear(width, width, bias)
+        self.norm = RMSNorm(self.features, elementwise_affine=False) if query_key_norm else None
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        mask: Tensor | None = None,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        cache: LayerCache | None = None,
+        length: int = 0,
+    ) -> Tensor:
+        """`rotation`: the table of `positions.Rotary` for x. `cache` holds `length` positions already; what a new
+        query may see of them is for `mask` to say (`visible`), or all of them when it is None."""
+        source = x if memory is None else memory
+        queries = self.query(x).unflatten(-1, (self.heads, self.features))  # (B, T, H, D)
+        keys = self.key(source).unflatten(-1, (self.key_value_heads, self.features))  # (B, S, H, D)
+        values = self.value(source).unflatten(-1, (self.key_value_heads, self.features))
+        if self.norm is not None:
+            queries, keys = self.norm(queries), self.norm(keys)
+        if rotation is not None:
+            queries, keys = turn(queries, rotation, self.fused), turn(keys, rotation, self.fused)
+        queries, keys, values = (
+            queries.transpose(1, 2),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+        )  # (B, H, T, D)
+        if keys.dtype != values.dtype:  # autocast: a norm in float32 between two projections in bfloat16
+            queries, keys = queries.to(values.dtype), keys.to(values.dtype)
+        if cache is not None:
+            keys, values = cache.extend(length, keys, values)
+        if self.key_value_heads != self.heads:
+            group = self.heads // self.key_value_heads
+            keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+        causal = self.causal and mask is None and length == 0  # after a cache the mask says it
+        dropout = self.dropout if self.training else 0.0
+        if _recorders and not torch.compiler.is_compiling():
+            _recorders[-1].append(attention_weights(queries, keys, mask, causal).detach())
+        if self.fused:
+            mixed = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, is_causal=causal)
+        else:
+            mixed = attend(queries, keys, values, mask, causal, dropout)
+        return self.output(mixed.transpose(1, 2).flatten(-2))  # (B, T, H, D) -> (B, T, C)

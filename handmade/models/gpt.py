@@ -1,0 +1,221 @@
+"""The GPT: one config and one block for everything from GPT-1 to today's small models.
+
+B rows, T tokens, C width, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from handmade.attention import Attention, KeyValueCache, visible
+from handmade.config import Config
+from handmade.errors import ConfigError
+from handmade.layers import Dropout, Embedding, Linear
+from handmade.layers.kernels import Module
+from handmade.models.blocks import Block, FeedForward, Head, make_norm
+from handmade.positions import Rotary, positions_of, sinusoidal
+
+
+@dataclass(frozen=True)
+class GPTConfig(Config):
+    """The shape of a GPT. The defaults are GPT-2's; `handmade.presets` has others, each with its source."""
+
+    vocab_size: int
+    """Distinct tokens."""
+    context: int = 256
+    """Positions the model sees at once."""
+    layers: int = 6
+    heads: int = 6
+    key_value_heads: int | None = None
+    """Fewer than `heads`: each serves a group of them (grouped-query attention). None: as many."""
+    width: int = 384
+    """Features of the residual stream; the heads share them."""
+    hidden: int | None = None
+    """Features inside the feed-forward layer. None: 4 * width, or 8/3 * width for swiglu, which has three matrices."""
+    activation: Literal["relu", "gelu", "gelu-tanh", "silu", "relu-squared", "swiglu"] = "gelu-tanh"
+    norm: Literal["none", "layer", "rms", "rms-plain"] = "layer"
+    """"rms-plain" is RMSNorm without parameters."""
+    norm_placement: Literal["pre", "post"] = "pre"
+    embedding_norm: bool = False
+    """Norm the embeddings before the first block."""
+    positions: Literal["none", "learned", "sinusoidal", "rotary"] = "learned"
+    rotary_base: float = 10_000.0
+    query_key_norm: bool = False
+    bias: bool = True
+    """Biases in linear layers and LayerNorm."""
+    tied_head: bool = True
+    """The head shares the embedding's matrix."""
+    head_bias: bool = False
+    logit_cap: float | None = None
+    """Logits are bent to stay within (-cap, cap)."""
+    dropout: float = 0.0
+    """On the embeddings and on what attention and feed-forward add to the stream."""
+    attention_dropout: float = 0.0
+    """On the attention weights. The fused CPU kernel has none: above 0, attention on a CPU is slower."""
+    initialization: Literal["torch", "normal", "gpt2", "fan-in"] = "gpt2"
+    """"torch": each layer's own default. "normal": N(0, 0.02). "gpt2": that, and what writes into the stream is
+    scaled by 1/sqrt(2 * layers). "fan-in": matrices N(0, 1/fan_in), embeddings N(0, 1)."""
+    zero_projections: bool = False
+    """What writes into the stream, and an untied head, start at zero: each block starts as the identity."""
+
+    @property
+    def head_features(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def hidden_features(self) -> int:
+        """`hidden`, or its default; for swiglu rounded to a multiple of 8."""
+        if self.hidden is not None:
+            return self.hidden
+        return round(self.width * 8 / 3 / 8) * 8 if self.activation == "swiglu" else 4 * self.width
+
+    def check(self) -> None:
+        for field in ("vocab_size", "context", "layers", "heads", "width"):
+            self.require(field, getattr(self, field) >= 1, "at least 1")
+        self.require("hidden", self.hidden is None or self.hidden >= 1, "at least 1")
+        if self.width % self.heads:
+            near = [heads for heads in range(1, self.width + 1) if self.width % heads == 0]
+            near = sorted(sorted(near, key=lambda heads: abs(heads - self.heads))[:3])
+            self.fail("heads", f"does not divide width = {self.width}. Try {', '.join(map(str, near))}")
+        groups = self.key_value_heads
+        self.require(
+            "key_value_heads",
+            groups is None or (groups >= 1 and self.heads % groups == 0),
+            f"a divisor of heads = {self.heads}",
+        )
+        if self.positions == "rotary" and self.head_features % 2:
+            self.fail("positions", f"rotary needs an even number of features a head, not {self.head_features}")
+        if self.positions == "sinusoidal":
+            self.require("width", self.width % 2 == 0, "even for sinusoidal positions")
+        self.require("rotary_base", self.rotary_base > 1, "above 1")
+        self.require("logit_cap", self.logit_cap is None or self.logit_cap > 0, "above 0, or none")
+        for field in ("dropout", "attention_dropout"):
+            self.require(field, 0 <= getattr(self, field) < 1, "at least 0 and below 1")
+
+
+class GPT(Module):
+    """A decoder-only transformer: token and position in, the logits of the next token out.
+
+        x = embedding(tokens) (+ positions)
+        x = block(x)                                   `layers` times
+        logits = head(norm(x))                         no final norm after post-norm blocks
+
+    Shapes: tokens (B, T) int64 -> logits (B, T, V) float32. The loss is outside (`layers.cross_entropy`).
+    Sources: Radford et al. 2018 (GPT-1), Radford et al. 2019 (GPT-2), and those named at each part.
+
+    `generator` makes the initial weights; None takes torch's global one.
+    """
+
+    def __init__(self, config: GPTConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        c = config
+        self.embedding = Embedding(c.vocab_size, c.width)
+        self.position = Embedding(c.context, c.width) if c.positions == "learned" else None
+        self.embedding_norm = make_norm(c.norm if c.embedding_norm else "none", c.width, c.bias)
+        self.rotary = Rotary(c.head_features, c.context, c.rotary_base) if c.positions == "rotary" else None
+        self.dropout = Dropout(c.dropout)
+        self.blocks = nn.ModuleList(self._block() for _ in range(c.layers))
+        self.norm = make_norm(c.norm if c.norm_placement == "pre" else "none", c.width, c.bias)
+        self.head = Head(c.width, c.vocab_size, c.head_bias, c.logit_cap)
+        if c.tied_head:
+            self.head.weight = self.embedding.weight
+        self.initialize(generator)
+
+    def _block(self) -> Block:
+        c = self.config
+        attention = Attention(
+            c.width,
+            c.heads,
+            key_value_heads=c.key_value_heads,
+            causal=True,
+            bias=c.bias,
+            dropout=c.attention_dropout,
+            query_key_norm=c.query_key_norm,
+        )
+        feed_forward = FeedForward(c.width, c.hidden_features, c.activation, c.bias)
+        norms = make_norm(c.norm, c.width, c.bias), make_norm(c.norm, c.width, c.bias)
+        return Block(attention, feed_forward, norms, c.norm_placement, c.dropout)
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Draw every weight anew, in a fixed order, as `config.initialization` says."""
+        c = self.config
+        for module in self.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters(generator)
+            if c.initialization == "torch" or not isinstance(module, (Linear, Embedding)):
+                continue
+            deviation = 0.02
+            if c.initialization == "fan-in":
+                deviation = 1.0 if isinstance(module, Embedding) else module.weight.shape[1] ** -0.5
+            nn.init.normal_(module.weight, std=deviation, generator=generator)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        for projection in self.residual_projections():
+            if c.zero_projections:
+                nn.init.zeros_(projection.weight)
+            elif c.initialization == "gpt2":
+                # The stream is a sum of 2 * layers terms; this keeps its variance that of one (GPT-2, section 2.3).
+                projection.weight.div_(math.sqrt(2 * c.layers))
+        if c.zero_projections and not c.tied_head:
+            nn.init.zeros_(self.head.weight)
+
+    def residual_projections(self) -> list[Linear]:
+        """The layers that write into the stream: two in each block."""
+        return [layer for block in self.blocks for layer in (block.attention.output, block.feed_forward.output)]
+
+    @property
+    def context(self) -> int:
+        """Positions the model sees at once."""
+        return self.config.context
+
+    def new_cache(self, rows: int) -> KeyValueCache:
+        """Room for the keys and values of `rows` sequences up to the context."""
+        c = self.config
+        heads = c.key_value_heads or c.heads
+        return KeyValueCache(c.layers, rows, heads, c.context, c.head_features, self.embedding.weight)
+
+    def hidden(self, tokens: Tensor, cache: KeyValueCache | None = None, starts: Tensor | None = None) -> Tensor:
+        """The stream before the head, after the last norm. Shapes: (B, T) -> (B, T, C).
+
+        `cache` holds earlier positions and takes these in; `starts` (B,) is the column, of cached and new ones
+        together, where a left-padded row begins. Raises ConfigError for more positions than the context.
+        """
+        length, new = (0 if cache is None else cache.length), tokens.shape[1]
+        if length + new > self.context:
+            raise ConfigError(f"{length + new} tokens do not fit the context of {self.context}.")
+        x = self.embedding(tokens)
+        where = slice(length, length + new) if starts is None else positions_of(length, new, starts, tokens.device)
+        rotation = None
+        if self.position is not None:
+            x = x + (self.position.weight[where] if starts is None else self.position(where))
+        elif self.config.positions == "sinusoidal":
+            place = positions_of(length, new, starts, tokens.device)
+            x = x + sinusoidal(place, self.config.width).to(x.dtype)
+        elif self.rotary is not None:
+            rotation = self.rotary(where)
+        x = self.dropout(self.embedding_norm(x))
+        mask = visible(length, new, starts, tokens.device)
+        for index, block in enumerate(self.blocks):
+            x = block(x, mask, rotation, None if cache is None else cache.layers[index], length)
+        if cache is not None:
+            cache.length = length + new
+        return self.norm(x)
+
+    def forward(self, tokens: Tensor, cache: KeyValueCache | None = None, starts: Tensor | None = None) -> Tensor:
+        """Shapes: (B, T) int64 -> (B, T, V) float32. See `hidden` for `cache` and `starts`."""
+        return self.head(self.hidden(tokens, cache, starts))
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Trained numbers, a shared matrix counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+__all__ = ["GPT", "GPTConfig", "parameter_count"]

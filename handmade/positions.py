@@ -1,0 +1,93 @@
+"""Where a token stands. Attention alone sees a set; these tell it the order.
+
+    none         nothing is added: a causal model can still count what it sees, a little
+    learned      one trained vector per position, added to the embedding (`layers.Embedding`)
+    sinusoidal   fixed waves of growing length, added to the embedding
+    rotary       queries and keys are turned by an angle that grows with the position
+
+B rows, T tokens, H heads, D features of a head, C width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from handmade.errors import ConfigError
+from handmade.layers.kernels import Module
+
+
+def positions_of(length: int, new: int, starts: Tensor | None, device: torch.device) -> Tensor:
+    """The positions of `new` tokens that follow `length` cached ones.
+
+    Without `starts`: (T,). With `starts` (B,), the column where each left-padded row begins: (B, T), counted
+    from there; a padding column gets position 0, which nothing attends to.
+    """
+    columns = torch.arange(length, length + new, device=device)
+    if starts is None:
+        return columns
+    return (columns - starts[:, None]).clamp(min=0)
+
+
+def sinusoidal(positions: Tensor, width: int, base: float = 10_000.0) -> Tensor:
+    """Fixed waves: the sine and cosine of one pair share a frequency, so that a shift is a rotation of the pair.
+
+        wave[p, 2i]     = sin(p / base^(2i / width))
+        wave[p, 2i + 1] = cos(p / base^(2i / width))
+
+    Shapes: positions (...) -> (..., width), float32. Raises ConfigError for an odd width.
+    Source: Vaswani et al. 2017, section 3.5 (arXiv:1706.03762).
+    """
+    if width % 2:
+        raise ConfigError(f"sinusoidal positions: width = {width} must be even, for pairs of sine and cosine.")
+    angles = positions[..., None].float() * frequencies(width, base, positions.device)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+
+
+def frequencies(features: int, base: float, device: torch.device | None = None) -> Tensor:
+    """One frequency for each pair of features: base^(-2i / features), from 1 down to nearly 1 / base.
+    Shapes: -> (features / 2,), float32, in radians for each position."""
+    return base ** (-torch.arange(0, features, 2, device=device, dtype=torch.float32) / features)
+
+
+class Rotary(Module):
+    """Turn each pair of features by an angle in proportion to the position, so that the product of a query and a
+    key depends only on how far apart they stand.
+
+        [x1, x2] -> [x1 cos(a) - x2 sin(a), x1 sin(a) + x2 cos(a)]        a = position * base^(-2i / D)
+
+    The pairs are feature i and i + D/2. Source: Su et al. 2021, equation 34 (arXiv:2104.09864); the pairing of
+    halves is that of GPT-NeoX, so that weights go to and from today's libraries without a permutation.
+
+    `rotary(positions)` gives the table once for all layers; `turn(x, table)` uses it.
+    Raises ConfigError for an odd number of features.
+    """
+
+    cosine: Tensor
+    sine: Tensor
+
+    def __init__(self, features: int, context: int, base: float = 10_000.0) -> None:
+        super().__init__()
+        if features % 2:
+            raise ConfigError(f"rotary positions: a head of {features} features must be even, for pairs.")
+        self.features, self.context, self.base = features, context, base
+        angles = torch.arange(context, dtype=torch.float32)[:, None] * frequencies(features, base)
+        # Not saved: they follow from the config.
+        self.register_buffer("cosine", angles.cos(), persistent=False)
+        self.register_buffer("sine", angles.sin(), persistent=False)
+
+    def forward(self, positions: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Shapes: (T,) or (B, T), or a slice of T positions -> cosine and sine (T, 1, D/2) or (B, T, 1, D/2)."""
+        return self.cosine[positions].unsqueeze(-2), self.sine[positions].unsqueeze(-2)
+
+
+def turn(x: Tensor, table: tuple[Tensor, Tensor], fused: bool = True) -> Tensor:
+    """Apply a table of `Rotary`. Shapes: x (B, T, H, D) -> (B, T, H, D)."""
+    cosine, sine = (part.to(x.dtype) for part in table)
+    first, second = x.chunk(2, dim=-1)
+    if fused:
+        return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)
+    # A pair is a complex number; turning it is a product with e^(i a). torch has no complex bfloat16.
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    turned = torch.complex(first.to(wide), second.to(wide)) * torch.complex(cosine.to(wide), sine.to(wide))
+    return torch.cat((turned.real, turned.imag), dim=-1).to(x.dtype)
