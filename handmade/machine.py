@@ -1,0 +1,111 @@
+"""The machine: which device, which number type it is fast with, how much memory is free, whether it can compile."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+import statistics
+import time
+
+import psutil
+import torch
+
+from handmade.errors import ResourceError, did_you_mean
+
+
+def find_device(name: str) -> torch.device:
+    """The device that `name` asks for; "auto" takes a GPU where there is one.
+    Raises ResourceError for a device that is not there, naming those that are."""
+    there = ["cpu"]
+    if torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        there.append("mps")
+    if name == "auto":
+        return torch.device("cuda" if "cuda" in there else there[-1])
+    if name not in there:
+        raise ResourceError(
+            f"device {name}: not on this machine, which has {', '.join(there)}.{did_you_mean(name, there)}"
+        )
+    return torch.device(name)
+
+
+def find_precision(name: str, device: torch.device) -> str:
+    """`name`, or for "auto" the number type that matrix products are fastest in. Raises ResourceError for
+    float16 on a CPU, which has no fast kernels for it."""
+    if name == "float16" and device.type == "cpu":
+        raise ResourceError("precision float16: a CPU has no fast kernels for it. Use bfloat16, or float32.")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if device.type == "mps":
+        return "float32"
+    return "bfloat16" if bfloat16_gain() > 1.3 else "float32"
+
+
+@functools.cache
+def bfloat16_gain(size: int = 512) -> float:
+    """How many times faster this CPU multiplies matrices in bfloat16 than in float32: median of five each, in turn."""
+    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    matrices = {kind: torch.full((size, size), 0.5, dtype=kind) for kind in seconds}
+    for _ in range(6):
+        for kind, matrix in matrices.items():
+            began = time.perf_counter()
+            matrix @ matrix
+            seconds[kind].append(time.perf_counter() - began)
+    slow, fast = (statistics.median(times[1:]) for times in seconds.values())
+    return slow / fast
+
+
+def compiler_missing(device: torch.device) -> str | None:
+    """Why torch.compile cannot work here, or None."""
+    if device.type == "cpu":
+        named = os.environ.get("CXX")
+        if not any(shutil.which(name) for name in ([named] if named else ["g++", "clang++", "c++", "cl"])):
+            return "there is no C++ compiler"
+    return None
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raise ResourceError when torch.compile cannot work here."""
+    missing = compiler_missing(device)
+    if missing:
+        raise ResourceError(f"train.compile = yes: {missing} on this machine. Install g++, or set train.compile=no.")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a run may take: of the GPU, or of main memory within this process's limits."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    try:  # a container's own limit
+        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+            free = min(free, int(limit.read()) - int(used.read()))
+    except (OSError, ValueError):
+        pass
+    return free
+
+
+def describe() -> dict[str, str | int]:
+    """What a results file says about where it was measured."""
+    import handmade
+
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), name)
+    except OSError:
+        pass
+    return {
+        "processor": name,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "handmade": handmade.__version__,
+    }
