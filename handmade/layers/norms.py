@@ -6,9 +6,12 @@ and float16 inputs, whose few bits have no room for a sum of squares, and give b
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from handmade.errors import ConfigError
 from handmade.layers.kernels import Module
@@ -84,14 +87,48 @@ class RMSNorm(Module):
                 self.weight.fill_(1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fused and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            if self.weight is None:
+                return _RootMeanSquare.apply(x, self.eps)
+            return (self.weight * _RootMeanSquare.apply(in_float32(x), self.eps)).to(x.dtype)
         if self.fused:
-            return F.rms_norm(x, (self.width,), self.weight, self.eps).to(x.dtype)
+            # The kernel takes one dtype for both; with two it falls back to a slow way and warns.
+            weight = None if self.weight is None else self.weight.to(x.dtype)
+            return F.rms_norm(x, (self.width,), weight, self.eps)
         wide = in_float32(x)
         y = wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()
         return (y if self.weight is None else self.weight * y).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.width}, eps={self.eps}, weight={self.weight is not None}"
+
+
+class _RootMeanSquare(torch.autograd.Function):
+    """x * r with r = 1 / sqrt(mean(x^2) + eps), and its gradient, r * (dy - x * r^2 * mean(x * dy)).
+
+    `F.rms_norm` is a fused kernel on a GPU. On the CPU it is made of parts, and autograd's way back through them
+    took two to six times as long as this one. In bfloat16 the sum of squares is taken in float32 and r is then
+    rounded, so that no float32 copy of x is made. It can be differentiated once; the formula, any number of times.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
+        # The norm reads x once; x.square().mean() would write the squares down.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        r = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, r)
+        return x * r.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        x, r = ctx.saved_tensors
+        product = x * gradient
+        share = product.sum(-1, keepdim=True, dtype=r.dtype).mul_(r).mul_(r).div_(-x.shape[-1])
+        # `product` is not needed any more: its memory takes the result.
+        result = torch.mul(x, share.to(x.dtype), out=product)
+        return result.add_(gradient).mul_(r.to(x.dtype)), None
 
 
 def in_float32(x: Tensor) -> Tensor:
