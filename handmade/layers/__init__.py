@@ -12,20 +12,28 @@ from handmade.layers.activations import (
     softmax,
     squared_relu,
 )
+from handmade.layers.convolution import Conv2d, MaxPool2d
 from handmade.layers.dropout import Dropout, dropout
 from handmade.layers.kernels import Module, kernels
 from handmade.layers.linear import Embedding, Linear
 from handmade.layers.losses import IGNORED, CrossEntropy, cross_entropy
-from handmade.layers.norms import LayerNorm, RMSNorm
+from handmade.layers.norms import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm
+from handmade.layers.recurrent import LSTM, RNN
 
 __all__ = [
     "GELU",
     "IGNORED",
+    "LSTM",
+    "RNN",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "Conv2d",
     "CrossEntropy",
     "Dropout",
     "Embedding",
     "LayerNorm",
     "Linear",
+    "MaxPool2d",
     "Module",
     "RMSNorm",
     "ReLU",

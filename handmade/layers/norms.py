@@ -1,7 +1,8 @@
 """Normalisation: bring numbers to a known size, so that no layer has to guess the scale of the one before.
 
-LayerNorm and RMSNorm look at one feature vector and nothing else. They compute in float32 also for bfloat16
-and float16 inputs, whose few bits have no room for a sum of squares, and give back the dtype they were given.
+LayerNorm and RMSNorm look at one feature vector and nothing else; BatchNorm looks at one channel of the whole
+batch. All compute in float32 also for bfloat16 and float16 inputs, whose few bits have no room for a sum of
+squares, and give back the dtype they were given.
 """
 
 from __future__ import annotations
@@ -101,6 +102,121 @@ class RMSNorm(Module):
 
     def extra_repr(self) -> str:
         return f"{self.width}, eps={self.eps}, weight={self.weight is not None}"
+
+
+class _BatchNorm(Module):
+    """What BatchNorm1d and BatchNorm2d share: everything but how many axes x has."""
+
+    axes: tuple[int, ...]
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        require_sizes(name, num_features=num_features)
+        require_eps(name, eps)
+        if momentum is not None and not 0 <= momentum <= 1:
+            raise ConfigError(f"{name}: momentum = {momentum!r}: must be from 0 to 1, or None for the plain mean.")
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.weight = torch.nn.Parameter(torch.empty(num_features)) if affine else None
+        self.bias = torch.nn.Parameter(torch.empty(num_features)) if affine else None
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.num_batches_tracked: Tensor
+        self.register_buffer("running_mean", torch.empty(num_features))
+        self.register_buffer("running_var", torch.empty(num_features))
+        self.register_buffer("num_batches_tracked", torch.empty((), dtype=torch.int64))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Weight 1, bias 0, running mean 0, running variance 1, no batch seen: nothing is drawn."""
+        with torch.no_grad():
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+            self.num_batches_tracked.zero_()
+            if self.weight is not None and self.bias is not None:
+                self.weight.fill_(1)
+                self.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check(x)
+        share = 0.0
+        if self.training:
+            self.num_batches_tracked.add_(1)
+            share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        if self.fused:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.training, share, self.eps
+            )
+        shape = (1, -1) + (1,) * (x.dim() - 2)  # a number per channel, against x
+        wide = in_float32(x)
+        mean, variance = self.running_mean, self.running_var
+        if self.training and x.numel() > 0:
+            over = [axis for axis in range(x.dim()) if axis != 1]
+            mean = wide.mean(over)
+            variance = (wide - mean.view(shape)).square().mean(over)
+            count = x.numel() // self.num_features
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+                # The batch is divided by its count; what is kept for evaluation, by count - 1.
+                unbiased = variance * (count / (count - 1))
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
+        y = (wide - mean.view(shape)) / (variance + self.eps).sqrt().view(shape)
+        if self.weight is not None and self.bias is not None:
+            y = self.weight.view(shape) * y + self.bias.view(shape)
+        return y.to(x.dtype)
+
+    def check(self, x: Tensor) -> None:
+        name = type(self).__name__
+        if x.dim() not in self.axes or x.shape[1] != self.num_features:
+            axes = " or ".join(map(str, self.axes))
+            raise ValueError(
+                f"{name}: x has shape {tuple(x.shape)}: must have {axes} axes, "
+                f"the second of them {self.num_features} long."
+            )
+        if self.training and x.numel() == self.num_features:
+            raise ValueError(
+                f"{name}: x has shape {tuple(x.shape)}: one value per channel has no variance to learn from. "
+                "Take a larger batch, or call eval()."
+            )
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.weight is not None}"
+
+
+class BatchNorm1d(_BatchNorm):
+    """Bring every channel to mean 0 and variance 1 over the batch, then scale and shift it.
+
+        y = weight * (x - mean(x)) / sqrt(var(x) + eps) + bias        mean and var over all axes but the second
+
+    While training, the batch's own mean and variance are used, and running ones are kept:
+    running = (1 - momentum) * running + momentum * batch; with `momentum=None`, the mean over all batches so far.
+    In evaluation the running ones are used, so a row no longer depends on its batch-mates. A batch of no rows
+    leaves the running ones as they are.
+
+    Shapes: x (N, channels) or (N, channels, length) -> the same; weight, bias, running_mean and running_var
+    (channels,).
+    Raises ConfigError for an argument out of range; ValueError for another shape, and while training for a batch
+    with one value per channel.
+    Source: Ioffe and Szegedy 2015, algorithms 1 and 2 (arXiv:1502.03167).
+    """
+
+    axes = (2, 3)
+
+
+class BatchNorm2d(_BatchNorm):
+    """BatchNorm1d for images: mean and variance over the batch, the height and the width.
+
+    Shapes: x (N, channels, height, width) -> the same.
+    Raises and Source: as BatchNorm1d; images in section 3.2.
+    """
+
+    axes = (4,)
 
 
 class _RootMeanSquare(torch.autograd.Function):
