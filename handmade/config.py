@@ -84,7 +84,7 @@ WRONG = object()  # what `coerce` returns for a value of the wrong type: None is
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 

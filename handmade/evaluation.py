@@ -26,8 +26,7 @@ def evaluate(model: nn.Module, text: TextData, device: torch.device, precision: 
 
     Returns `val_loss` (nats per token), `perplexity`, `bits_per_byte`, `tokens` (scored).
     """
-    context = getattr(model, "context", None) or model.config.context if hasattr(model.config, "context") else 256
-    task = LanguageTask(text, context)
+    task = LanguageTask(text, getattr(model.config, "context", 256))  # a model without one can run for ever
     training = model.training
     model.eval()
     lower = nullcontext() if precision == "float32" else torch.autocast(device.type, getattr(torch, precision))
@@ -57,7 +56,8 @@ def prepare_again(
     gone = [path for path in [*record["files"], *record["validation"]] if not Path(path).exists()]
     if gone and not record.get("corpus"):
         raise DataError(f"{gone[0]}: the text of this run is not there any more. Name another one with --data.")
-    files = corpora.find(record["corpus"]).files if record.get("corpus") else [Path(path) for path in record["files"]]
+    named = record.get("corpus")
+    files = list(corpora.find(named).files) if named else [Path(path) for path in record["files"]]
     text = data.prepare(
         files,
         corpora.cache_folder() / "tokens",

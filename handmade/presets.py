@@ -31,7 +31,7 @@ GPT3_OPTIMIZER = {"name": "adamw", "betas": (0.9, 0.95), "weight_decay": 0.1}
 GPT3_SCHEDULE = {"name": "cosine", "warmup": 0.01, "final": 0.1}
 
 
-def _gpt2(layers: int, heads: int, width: int, rate: float) -> dict[str, dict[str, Any]]:
+def _gpt2(layers: int, heads: int, width: int, rate: float) -> dict[str, Any]:
     return {
         "model": {
             "context": 1024,

@@ -12,7 +12,7 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,10 +39,9 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, {self.config['family']}, vocab_size={self.tokenizer.vocab_size})"
 
-    @overload
-    def generate(self, prompt: str = ..., tokens: int = ..., *, samples: None = None, **options: Any) -> str: ...
-    @overload
-    def generate(self, prompt: Sequence[str], tokens: int = ..., *, samples: None = None, **options: Any) -> list[str]: ...
+    def generate(
+        self, prompt: Sequence[str], tokens: int = ..., *, samples: None = None, **options: Any
+    ) -> list[str]: ...
     @overload
     def generate(self, prompt: str, tokens: int = ..., *, samples: int, **options: Any) -> list[str]: ...
     def generate(
@@ -57,7 +56,7 @@ class Run:
         seed: int = 0,
         stop: str | Sequence[str] = (),
         samples: int | None = None,
-    ) -> str | list[str]:
+    ) -> Any:
         """How the model goes on after `prompt`, without the prompt: at most `tokens` tokens.
 
         One text for one prompt; a list for a list of prompts (decoded together) or for a number of `samples`.
@@ -147,6 +146,8 @@ def build_model(family: str, shape: Mapping[str, Any], path: Path, seed: torch.G
     """The model that a config.json describes. Raises RunError that names the file for one that cannot be."""
     if family not in FAMILIES:
         raise RunError(f"{path}: of family {family!r}; this handmade has {', '.join(FAMILIES)}.")
+    made: Any
+    settings: Any
     made, settings = FAMILIES[family]
     try:
         return made(settings.from_dict(shape), seed)

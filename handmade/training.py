@@ -226,9 +226,9 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         with self.dropout_generator():
             for batch in batches:
-                loss = self.loss_of(*batch.to(self.device)) / scored
-                (loss * self.loss_scale).backward()
-                total += loss.detach()
+                share = self.loss_of(*batch.to(self.device)) / scored
+                (share * self.loss_scale).backward()
+                total += share.detach()
         norm = self.clip_gradients()
         loss, rate = float(total), next(iter(rates.values())) * self.rate_scale
         if math.isfinite(loss) and math.isfinite(norm):
@@ -248,6 +248,13 @@ class Trainer:
             batches.append(self.task.batch(self.config.batch, self.data))
         return batches
 
+    def tokens_in_step(self) -> int:
+        """Tokens that a step sees; what is drawn to find out is put back."""
+        before = self.data.get_state()
+        tokens = sum(batch.inputs.numel() for batch in self.draw())
+        self.data.set_state(before)
+        return tokens
+
     def _loss_of(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The sum over the scored targets of a micro-batch, in nats."""
         batch = Batch(inputs, targets)
@@ -263,7 +270,7 @@ class Trainer:
             raise TrainingError("No parameter got a gradient: the model does not use its parameters.")
         if self.loss_scale != 1.0:
             torch._foreach_div_(gradients, self.loss_scale)
-        norm = float(torch.stack(torch._foreach_norm(gradients)).norm())  # type: ignore[arg-type]
+        norm = float(torch.stack(torch._foreach_norm(gradients)).norm())
         if self.config.clip is not None and math.isfinite(norm) and norm > self.config.clip:
             torch._foreach_mul_(gradients, self.config.clip / norm)
         return norm
@@ -300,8 +307,8 @@ class Trainer:
         self.rollbacks += 1
         if self.rollbacks > ROLLBACKS:
             raise TrainingError(
-                f"The {what} stays non-finite after {ROLLBACKS} returns to a checkpoint, each with half the learning"
-                " rate. Look at the data, or start anew with a lower optimizer.learning_rate or train.precision=float32."
+                f"The {what} stays non-finite after {ROLLBACKS} returns to a checkpoint, each with half the rate."
+                " Look at the data, or start anew with a lower optimizer.learning_rate or train.precision=float32."
             )
         scale, rollbacks, broke_at = self.rate_scale / 2, self.rollbacks, self.step + 1
         state = self.kept if self.folder is None else checkpoint.load_checkpoint(self.folder)

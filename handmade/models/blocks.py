@@ -5,6 +5,8 @@ B rows, T tokens, C width, F hidden features of the feed-forward layer, V vocabu
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from handmade.attention import Attention, LayerCache
@@ -23,13 +25,14 @@ def make_norm(kind: str, width: int, bias: bool) -> nn.Module:
 
 def make_activation(kind: str) -> nn.Module:
     """The activation of a config, by the name that `GPTConfig.activation` gives it."""
-    return {
+    made: dict[str, Callable[[], nn.Module]] = {
         "relu": ReLU,
         "gelu": GELU,
         "gelu-tanh": lambda: GELU(approximate="tanh"),
         "silu": SiLU,
         "relu-squared": SquaredReLU,
-    }[kind]()
+    }
+    return made[kind]()
 
 
 class FeedForward(Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from handmade.attention import Attention, KeyValueCache, visible
 from handmade.config import Config
 from handmade.errors import ConfigError
-from handmade.layers import Dropout, Embedding, Linear
+from handmade.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm
 from handmade.layers.kernels import Module
 from handmade.models.blocks import Block, FeedForward, Head, make_norm
 from handmade.positions import Rotary, positions_of, sinusoidal
@@ -147,7 +147,7 @@ class GPT(Module):
         """Draw every weight anew, in a fixed order, as `config.initialization` says."""
         c = self.config
         for module in self.modules():
-            if hasattr(module, "reset_parameters"):
+            if isinstance(module, (Linear, Embedding, LayerNorm, RMSNorm)):
                 module.reset_parameters(generator)
             if c.initialization == "torch" or not isinstance(module, (Linear, Embedding)):
                 continue
@@ -155,7 +155,7 @@ class GPT(Module):
             if c.initialization == "fan-in":
                 deviation = 1.0 if isinstance(module, Embedding) else module.weight.shape[1] ** -0.5
             nn.init.normal_(module.weight, std=deviation, generator=generator)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for projection in self.residual_projections():
             if c.zero_projections:
@@ -168,7 +168,8 @@ class GPT(Module):
 
     def residual_projections(self) -> list[Linear]:
         """The layers that write into the stream: two in each block."""
-        return [layer for block in self.blocks for layer in (block.attention.output, block.feed_forward.output)]
+        blocks: list[Block] = list(self.blocks)  # type: ignore[arg-type]
+        return [layer for block in blocks for layer in (block.attention.output, block.feed_forward.output)]
 
     @property
     def context(self) -> int:

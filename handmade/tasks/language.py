@@ -29,6 +29,11 @@ class LanguageTask:
         self.validation = Windows(data.validation, min(context, len(data.validation) - 1))
 
     @property
+    def rows_at_once(self) -> int:
+        """Rows of an evaluation batch."""
+        return max(1, SCORED_AT_ONCE // self.validation.context)
+
+    @property
     def tokenizer(self) -> Any:
         return self.data.tokenizer
 
@@ -48,7 +53,7 @@ class LanguageTask:
         """On the whole validation part: `val_loss` in nats per token, and `bits_per_byte` of UTF-8, which can be
         compared across tokenizers."""
         total, scored = 0.0, 0
-        for inputs, targets in self.validation.walk(max(1, SCORED_AT_ONCE // self.context)):
+        for inputs, targets in self.validation.walk(self.rows_at_once):
             batch = Batch(inputs, targets).to(device)
             total += float(cross_entropy(self.logits(model, batch), batch.targets, reduction="sum"))
             scored += batch.scored

@@ -1,0 +1,109 @@
+"""Settings by table ("model", "train", "optimizer", "schedule"): presets, then TOML files, then `--set`; the last wins.
+
+[model]                   handmade train book.txt --set model.layers=6
+layers = 6
+[optimizer]
+learning_rate = 0.01
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from handmade.config import Config, parse
+from handmade.errors import ConfigError, DataError, did_you_mean
+from handmade.models import FAMILIES
+from handmade.optimizers import OptimizerConfig
+from handmade.schedules import ScheduleConfig
+from handmade.training import TrainConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Tables = dict[str, dict[str, Any]]
+
+
+def classes(family: str) -> dict[str, type[Config]]:
+    """Table -> its config class. Raises ConfigError for an unknown family."""
+    if family not in FAMILIES:
+        near = did_you_mean(family, FAMILIES) or f" There are {', '.join(FAMILIES)}."
+        raise ConfigError(f"No model family {family!r}.{near}")
+    return {
+        "model": FAMILIES[family][1],
+        "train": TrainConfig,
+        "optimizer": OptimizerConfig,
+        "schedule": ScheduleConfig,
+    }
+
+
+def merged(*layers: Mapping[str, Mapping[str, Any]]) -> Tables:
+    """One set of tables; a later layer's setting wins."""
+    result: Tables = {table: {} for table in ("model", "train", "optimizer", "schedule")}
+    for layer in layers:
+        for table, values in layer.items():
+            result[table].update(values)
+    return result
+
+
+def from_words(words: Iterable[str], family: str) -> Tables:
+    """`table.option=value`, as typed after --set. Raises ConfigError with the nearest option."""
+    known = {
+        f"{table}.{name}": kind for table, cls in classes(family).items() for name, kind in cls.annotations().items()
+    }
+    result = merged()
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = name.strip()
+        if not equals:
+            raise ConfigError(f"--set {word}: needs a value, as in --set model.layers=6.")
+        if name == "model.vocab_size":
+            raise ConfigError("--set model.vocab_size: the text and its tokenizer decide it.")
+        if name not in known:
+            last = name.rpartition(".")[2]  # the right option in the wrong table is the likeliest slip
+            same = [full for full in known if full.endswith(f".{last}")]
+            near = f" Did you mean {same[0]}?" if same else did_you_mean(name, known)
+            raise ConfigError(f"--set {name}: no such option.{near or ' Options look like model.layers, train.seed.'}")
+        table, _, option = name.partition(".")
+        result[table][option] = parse(value.strip(), known[name], name)
+    return result
+
+
+def from_file(path: Path, family: str) -> Tables:
+    """The tables of a TOML file. Raises DataError for one that cannot be read, ConfigError for a wrong setting."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file.") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise DataError(f"{path}: cannot be read ({problem}).") from None
+    except tomllib.TOMLDecodeError as problem:
+        raise DataError(f"{path}: not TOML ({problem}).") from None
+    result = merged()
+    known = classes(family)
+    for table, options in values.items():
+        if table not in known or not isinstance(options, dict):
+            raise ConfigError(f"{path}: no table [{table}].{did_you_mean(table, known)}")
+        for option, value in options.items():
+            annotations = known[table].annotations()
+            if option not in annotations or (table, option) == ("model", "vocab_size"):
+                raise ConfigError(f"{path}: no option {option} in [{table}].{did_you_mean(option, annotations)}")
+            # TOML has no null: the word stands for it, as on the command line.
+            result[table][option] = None if value == "none" else value
+    return result
+
+
+def build(family: str, tables: Tables, vocab_size: int) -> tuple[Config, TrainConfig, OptimizerConfig, ScheduleConfig]:
+    """The four configs, checked."""
+    known = classes(family)
+    model = known["model"].from_dict({**tables["model"], "vocab_size": vocab_size})
+    return (
+        model,
+        TrainConfig.from_dict(tables["train"]),
+        OptimizerConfig.from_dict(tables["optimizer"]),
+        ScheduleConfig.from_dict(tables["schedule"]),
+    )
