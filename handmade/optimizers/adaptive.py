@@ -5,15 +5,21 @@ p parameter, g gradient, lr learning rate; squares, roots and quotients are take
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from handmade.optimizers.base import Group, Optimizer, State, decayed, decayed_all, number
-
-KERNEL_DEVICES = ("cpu", "cuda", "mps", "xpu")  # where PyTorch has Adam as one kernel
+from handmade.optimizers.base import (
+    KERNEL_DEVICES,
+    Group,
+    Optimizer,
+    State,
+    alike,
+    decayed,
+    decayed_all,
+    laid_out,
+    number,
+)
 
 
 class AdaGrad(Optimizer):
@@ -143,29 +149,27 @@ class Adam(Optimizer):
     kernel = staticmethod(torch._fused_adam_)
 
     def update_all(self, parameters: list[Tensor], gradients: list[Tensor], states: list[State], group: Group) -> None:
-        # The kernel takes one device, one type and one step count. As a rule that is the whole group.
-        alike: dict[Any, list[int]] = {}
-        for i, (parameter, state) in enumerate(zip(parameters, states, strict=True)):
-            state["step"] += 1
-            alike.setdefault((state["step"], parameter.device, parameter.dtype), []).append(i)
-        for (step, device, _), members in alike.items():
-            some = [parameters[i] for i in members]
-            grads = [_laid_out_as(gradients[i], parameters[i]) for i in members]
+        beta1, beta2 = group["betas"]
+        # One call takes one step count. It differs only where a parameter had no gradient at some step.
+        for members in alike(parameters, [state["step"] for state in states]):
+            device = parameters[members[0]].device
             if device.type not in KERNEL_DEVICES:
                 for i in members:
-                    states[i]["step"] -= 1  # `update` counts it
                     self.update(parameters[i], gradients[i], states[i], group)
                 continue
+            for i in members:
+                states[i]["step"] += 1
+            step = torch.full((), float(states[members[0]]["step"]), dtype=torch.float32, device=device)
             self.kernel(
-                some,
-                grads,
+                [parameters[i] for i in members],
+                [laid_out(gradients[i], parameters[i]) for i in members],
                 [states[i]["mean"] for i in members],
                 [states[i]["square_mean"] for i in members],
                 [],
-                [torch.full((), float(step), device=device)] * len(members),
+                [step] * len(members),
                 lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
+                beta1=beta1,
+                beta2=beta2,
                 weight_decay=group["weight_decay"],
                 eps=group["eps"],
                 amsgrad=False,
@@ -202,10 +206,3 @@ def require_eps(optimizer: Optimizer, group: Group) -> None:
     """eps keeps the quotient finite where a gradient has always been zero."""
     eps = group["eps"]
     optimizer.require("eps", eps, number(eps) and 0 <= eps < float("inf"), "a number from 0 up")
-
-
-def _laid_out_as(gradient: Tensor, parameter: Tensor) -> Tensor:
-    # The kernel walks both memories in step. Autograd sees to one layout; a gradient set by hand may differ.
-    if gradient.stride() == parameter.stride() and gradient.dtype == parameter.dtype:
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)

@@ -16,6 +16,8 @@ from handmade.layers.kernels import fused_chosen
 Group = dict[str, Any]
 State = dict[str, Any]
 
+KERNEL_DEVICES = ("cpu", "cuda", "mps", "xpu")  # where PyTorch has momentum and Adam as one kernel
+
 
 class Optimizer(torch.optim.Optimizer):
     """One step for every optimizer. A subclass says what a parameter's state is and how one step changes it.
@@ -118,6 +120,24 @@ class Optimizer(torch.optim.Optimizer):
 def number(value: Any) -> bool:
     """Whether `value` is a plain number. A tensor is not: it could not go into JSON."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def alike(parameters: list[Tensor], *more: list[Any]) -> list[list[int]]:
+    """Places of parameters that one kernel call can take: one device, one type, and equal entries of `more`."""
+    found: dict[Any, list[int]] = {}
+    for place, key in enumerate(zip(parameters, *more, strict=True)):
+        found.setdefault((key[0].device, key[0].dtype, *key[1:]), []).append(place)
+    return list(found.values())
+
+
+def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """The gradient with the parameter's strides and type: a kernel walks both memories in step.
+
+    Autograd sees to that; a gradient set by hand may differ.
+    """
+    if gradient.stride() == parameter.stride() and gradient.dtype == parameter.dtype:
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def decayed(parameter: Tensor, gradient: Tensor, group: Group) -> Tensor:

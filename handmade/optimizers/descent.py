@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from handmade.optimizers.base import Group, Optimizer, State, decayed, decayed_all, number
+from handmade.optimizers.base import (
+    KERNEL_DEVICES,
+    Group,
+    Optimizer,
+    State,
+    alike,
+    decayed,
+    decayed_all,
+    laid_out,
+    number,
+)
 
 
 class SGD(Optimizer):
@@ -60,12 +70,26 @@ class Momentum(Optimizer):
         velocity.copy_(group["momentum"] * velocity + gradient)
         parameter -= group["lr"] * velocity
 
+    looks_ahead = False
+
     def update_all(self, parameters: list[Tensor], gradients: list[Tensor], states: list[State], group: Group) -> None:
-        gradients = decayed_all(parameters, gradients, group)
-        velocities = [state["velocity"] for state in states]
-        torch._foreach_mul_(velocities, group["momentum"])
-        torch._foreach_add_(velocities, gradients)
-        torch._foreach_add_(parameters, velocities, alpha=-group["lr"])
+        for members in alike(parameters):
+            if parameters[members[0]].device.type not in KERNEL_DEVICES:
+                for i in members:
+                    self.update(parameters[i], gradients[i], states[i], group)
+                continue
+            torch._fused_sgd_(
+                [parameters[i] for i in members],
+                [laid_out(gradients[i], parameters[i]) for i in members],
+                [states[i]["velocity"] for i in members],
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                lr=group["lr"],
+                dampening=0.0,
+                nesterov=self.looks_ahead,
+                maximize=False,
+                is_first_step=False,
+            )
 
 
 class Nesterov(Momentum):
@@ -79,15 +103,9 @@ class Nesterov(Momentum):
     Raises: ConfigError for an option out of range.
     """
 
+    looks_ahead = True
+
     def update(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> None:
         gradient, velocity = decayed(parameter, gradient, group), state["velocity"]
         velocity.copy_(group["momentum"] * velocity + gradient)
         parameter -= group["lr"] * (gradient + group["momentum"] * velocity)
-
-    def update_all(self, parameters: list[Tensor], gradients: list[Tensor], states: list[State], group: Group) -> None:
-        gradients = decayed_all(parameters, gradients, group)
-        velocities = [state["velocity"] for state in states]
-        torch._foreach_mul_(velocities, group["momentum"])
-        torch._foreach_add_(velocities, gradients)
-        torch._foreach_add_(parameters, gradients, alpha=-group["lr"])
-        torch._foreach_add_(parameters, velocities, alpha=-group["lr"] * group["momentum"])

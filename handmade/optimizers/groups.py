@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
+from handmade import layers
 from handmade.config import Config
 from handmade.errors import ConfigError
 from handmade.optimizers.adaptive import AdaGrad, Adam, AdamW, RMSProp
@@ -16,6 +17,16 @@ from handmade.optimizers.descent import SGD, Momentum, Nesterov
 from handmade.optimizers.muon import Muon
 
 KINDS = ("matrices", "embeddings", "head", "vectors")
+
+EMBEDDINGS = (layers.Embedding, nn.Embedding, nn.EmbeddingBag)
+NORMS = (
+    layers.LayerNorm,
+    layers.RMSNorm,
+    nn.LayerNorm,  # of several axes, its weight has several too
+    nn.RMSNorm,
+    nn.GroupNorm,
+    nn.modules.batchnorm._NormBase,
+)
 
 
 def parameter_groups(model: nn.Module) -> dict[str, dict[str, Parameter]]:
@@ -30,10 +41,10 @@ def parameter_groups(model: nn.Module) -> dict[str, dict[str, Parameter]]:
     its first name; an embedding wins. Returns kind -> name -> parameter; a kind may be empty. Parameters with
     `requires_grad` off are left out.
     """
-    embeddings = _owned_by(model, _is_embedding)
+    embeddings = _owned_by(model, EMBEDDINGS)
     head = getattr(model, "head", None)
     heads = {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
-    norms = _owned_by(model, _is_norm)
+    norms = _owned_by(model, NORMS)
     found: dict[str, dict[str, Parameter]] = {kind: {} for kind in KINDS}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -50,22 +61,13 @@ def parameter_groups(model: nn.Module) -> dict[str, dict[str, Parameter]]:
     return found
 
 
-def _owned_by(model: nn.Module, wanted: Any) -> set[int]:
+def _owned_by(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> set[int]:
     return {
-        id(parameter) for module in model.modules() if wanted(module) for parameter in module.parameters(recurse=False)
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, kinds)
+        for parameter in module.parameters(recurse=False)
     }
-
-
-def _is_embedding(module: nn.Module) -> bool:
-    return _has_name(module, ("Embedding", "EmbeddingBag", "LearnedPositions"))
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return _has_name(module, ("LayerNorm", "RMSNorm", "GroupNorm", "_NormBase", "BatchNorm1d", "BatchNorm2d"))
-
-
-def _has_name(module: nn.Module, names: tuple[str, ...]) -> bool:
-    return any(kind.__name__ in names for kind in type(module).__mro__)
 
 
 @dataclass(frozen=True)

@@ -12,46 +12,94 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from handmade.errors import ConfigError
-from handmade.optimizers.base import Group, Optimizer, State, number
+from handmade.optimizers.base import Group, Optimizer, State, alike, number
 
-# Chosen by the author so that small singular values grow fastest; they end between about 0.7 and 1.2, not at 1.
+# a, b, c. Chosen by the author so that small singular values grow fastest: the price is that they end between
+# about 0.7 and 1.2, not at 1, which does not hurt training.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 TINY = 1e-7  # added to the norm: a gradient of zeros stays zeros
 
 
-def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrix: Tensor, steps: int = 5, precision: str = "float32") -> Tensor:
     """Nearly the nearest matrix with orthonormal rows (or columns): every singular value goes to about 1.
 
         X = M / |M|                             Frobenius norm, so no singular value is above 1
         repeat `steps` times:  A = X Xᵀ;  X = a X + (b A + c A²) X
 
     With X = U S Vᵀ, one round maps every singular value s to a s + b s³ + c s⁵ and leaves U and V alone.
+    The products are computed in bfloat16 on request, else in float32 (float64 for a matrix of that type).
 
     Shapes: (..., r, c) -> (..., r, c). A tall matrix is turned over, so that A is small.
-    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", section
-    "Definition"; the iteration is Newton and Schulz's.
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"
+    (kellerjordan.github.io/posts/muon), which has the coefficients too.
     """
     tall = matrix.size(-2) > matrix.size(-1)
-    x = matrix.mT if tall else matrix
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + TINY)
+    x = normalized(matrix.mT if tall else matrix, precision)
     a, b, c = COEFFICIENTS
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrix.dtype)
 
 
-def orthogonalize_batch(x: Tensor, steps: int = 5) -> Tensor:
-    """`orthogonalize` for a batch of matrices of one shape that are not tall, in batched products.
+def normalized(matrix: Tensor, precision: str) -> Tensor:
+    """M / |M| over the last two axes, in the type that the products are computed in."""
+    x = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + TINY)
+    return x.bfloat16() if precision == "bfloat16" else x
 
-    Shapes: (B, r, c) with r <= c -> (B, r, c). `x` is already divided by its norm.
+
+def orthogonalize_batch(batch: Tensor, steps: int = 5, precision: str = "float32") -> Tensor:
+    """`orthogonalize` for a batch of matrices of one shape, in batched products.
+
+    Shapes: (B, rows, columns) -> (B, rows, columns), in the type of the products.
     """
-    a, b, c = COEFFICIENTS
+    x = normalized(batch, precision)
+    short, long = sorted(x.shape[1:])
+    if long > 2 * short:
+        return _orthogonalize_long(x, steps)
     for _ in range(steps):
-        gram = torch.bmm(x, x.mT)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+        polynomial = _polynomial(_gram(x))
+        if _tall(x):
+            x = torch.baddbmm(x, x, polynomial, beta=COEFFICIENTS[0])
+        else:
+            x = torch.baddbmm(x, polynomial, x, beta=COEFFICIENTS[0])
     return x
+
+
+def _orthogonalize_long(x: Tensor, steps: int) -> Tensor:
+    # With P = a I + b A + c A², a round is X -> P X, so A -> P A P: rounds can be done on the small A alone and
+    # their product put on X at the end. For sides of 1 to 4 that is two thirds of the multiplications. Rounding
+    # in A grows with every round, so after three of them A is taken from X again; in bfloat16 the singular
+    # values then end as near to their places as round by round.
+    for first in range(0, steps, 3):
+        gram = _gram(x)
+        factor = product = _with_identity(_polynomial(gram))
+        for _ in range(min(3, steps - first) - 1):
+            gram = torch.bmm(torch.bmm(factor, gram), factor)
+            factor = _with_identity(_polynomial(gram))
+            product = torch.bmm(factor, product)
+        # A product of polynomials of one symmetric matrix is symmetric, so it serves on either side.
+        x = torch.bmm(x, product) if _tall(x) else torch.bmm(product, x)
+    return x
+
+
+def _tall(x: Tensor) -> bool:
+    return x.size(1) > x.size(2)
+
+
+def _gram(x: Tensor) -> Tensor:
+    # The smaller of X Xᵀ and Xᵀ X. Turning tall matrices over instead would cost three copies with a stride.
+    return torch.bmm(x.mT, x) if _tall(x) else torch.bmm(x, x.mT)
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    return torch.baddbmm(gram, gram, gram, beta=COEFFICIENTS[1], alpha=COEFFICIENTS[2])
+
+
+def _with_identity(polynomial: Tensor) -> Tensor:
+    polynomial.diagonal(dim1=1, dim2=2).add_(COEFFICIENTS[0])
+    return polynomial
 
 
 class Muon(Optimizer):
@@ -68,7 +116,7 @@ class Muon(Optimizer):
 
     `precision="bfloat16"` computes the Newton-Schulz products in bfloat16; the rest keeps the parameter's
     type. With "float32" they are computed in float32, or float64 for parameters of that type.
-    Fused form: matrices of one shape, turned over where tall, are stacked and go through batched products.
+    Fused form: matrices of one shape are stacked and go through batched products.
 
     Source: as `orthogonalize`; decoupled weight decay: Liu et al. 2025 (arXiv:2502.16982), section 2.2.
     Raises: ConfigError for an option out of range or a parameter with fewer than two axes.
@@ -113,44 +161,24 @@ class Muon(Optimizer):
         momentum, velocity = group["momentum"], state["velocity"]
         velocity.copy_(momentum * velocity + gradient)
         direction = (gradient + momentum * velocity if group["nesterov"] else velocity).flatten(1)
-        direction = orthogonalize(direction.to(_working_type(parameter, group)), group["steps"])
+        direction = orthogonalize(direction, group["steps"], group["precision"])
         rows, columns = direction.shape
         parameter -= group["lr"] * group["weight_decay"] * parameter
-        scale = math.sqrt(max(1, rows / columns))
-        parameter -= group["lr"] * scale * direction.to(parameter.dtype).view_as(parameter)
+        parameter -= group["lr"] * math.sqrt(max(1, rows / columns)) * direction.view_as(parameter)
 
     def update_all(self, parameters: list[Tensor], gradients: list[Tensor], states: list[State], group: Group) -> None:
-        momentum = group["momentum"]
         velocities = [state["velocity"] for state in states]
-        torch._foreach_mul_(velocities, momentum)
+        torch._foreach_mul_(velocities, group["momentum"])
         torch._foreach_add_(velocities, gradients)
-        if group["nesterov"]:
-            directions = list(torch._foreach_mul(velocities, momentum))
-            torch._foreach_add_(directions, gradients)
-        else:
-            directions = velocities
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        alike: dict[tuple[object, ...], list[int]] = {}
-        for i, parameter in enumerate(parameters):
-            rows = parameter.size(0)
-            columns = parameter.numel() // max(rows, 1)
-            key = (min(rows, columns), max(rows, columns), parameter.device, parameter.dtype)
-            alike.setdefault(key, []).append(i)
-        for members in alike.values():
-            flat = [directions[i].flatten(1) for i in members]
-            tall = [direction.size(0) > direction.size(1) for direction in flat]
-            batch = torch.stack([d.mT if t else d for d, t in zip(flat, tall, strict=True)])
-            batch /= batch.norm(dim=(1, 2), keepdim=True) + TINY
-            batch = batch.to(_working_type(parameters[members[0]], group))
-            batch = orthogonalize_batch(batch, group["steps"])
-            for i, turned, direction in zip(members, tall, batch.unbind(), strict=True):
-                direction = direction.mT if turned else direction
-                scale = math.sqrt(max(1, direction.size(0) / direction.size(1)))
-                parameters[i].add_(direction.reshape(parameters[i].shape), alpha=-group["lr"] * scale)
-
-
-def _working_type(parameter: Tensor, group: Group) -> torch.dtype:
-    if group["precision"] == "bfloat16":
-        return torch.bfloat16
-    return torch.promote_types(parameter.dtype, torch.float32)
+        shapes = [(parameter.size(0), parameter[0].numel()) for parameter in parameters]
+        for members in alike(parameters, shapes):
+            rows, columns = shapes[members[0]]
+            batch = torch.stack([velocities[i].reshape(rows, columns) for i in members])
+            if group["nesterov"]:
+                batch.mul_(group["momentum"]).add_(torch.stack([gradients[i].reshape(rows, columns) for i in members]))
+            batch = orthogonalize_batch(batch, group["steps"], group["precision"])
+            some = [parameters[i] for i in members]
+            directions = batch.to(some[0].dtype).view(-1, *some[0].shape).unbind()
+            torch._foreach_add_(some, directions, alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
