@@ -172,7 +172,6 @@ def load_weights(path: Path, model: nn.Module) -> dict[str, str]:
     return about
 
 
-@torch.no_grad()
 def put_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy `tensors` into `model`. Raises RunError, before anything is changed, when they do not fit."""
     own = unique_tensors(model)
@@ -180,14 +179,17 @@ def put_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> 
     if odd:
         side = "lacks" if odd[0] in own else "has, unlike the model,"
         raise RunError(f"{path}: not the weights of this model: it {side} {odd[0]} ({len(odd)} such names).")
+    parameters = dict(model.named_parameters())
     for name, tensor in own.items():
-        if tensor.shape != tensors[name].shape:
+        if name in parameters and tensor.shape != tensors[name].shape:  # the counts of a counting model may grow
             raise RunError(
                 f"{path}: not the weights of this model: {name} is {tuple(tensors[name].shape)} there"
                 f" and {tuple(tensor.shape)} here."
             )
-    for name, tensor in own.items():
-        tensor.copy_(tensors[name])
+    try:
+        model.load_state_dict(tensors, strict=False)  # the names were compared; a shared matrix is there once
+    except RuntimeError as problem:
+        raise RunError(f"{path}: not the weights of this model ({str(problem).splitlines()[-1].strip()}).") from None
 
 
 def split(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:

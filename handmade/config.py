@@ -50,7 +50,7 @@ class Config:
     @classmethod
     def annotations(cls) -> dict[str, Any]:
         """Field name -> type, in order."""
-        hints = _hints(cls)
+        hints = _hints(typing.cast(Any, cls))
         return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
     @classmethod

@@ -15,8 +15,8 @@ from torch import nn
 from handmade import corpora, data
 from handmade.data import TextData
 from handmade.errors import DataError
-from handmade.models.ngram import counting_line
-from handmade.tasks.language import LanguageTask
+from handmade.models.ngram import CountingModel, counting_line
+from handmade.tasks.language import LanguageTask, bits_per_byte
 from handmade.tokenizers import Tokenizer
 
 
@@ -27,6 +27,9 @@ def evaluate(model: nn.Module, text: TextData, device: torch.device, precision: 
     Returns `val_loss` (nats per token), `perplexity`, `bits_per_byte`, `tokens` (scored).
     """
     task = LanguageTask(text, getattr(model.config, "context", 256))  # a model without one can run for ever
+    if isinstance(model, CountingModel):  # exactly, not window by window, which would cut its contexts
+        nats, scored = model.loss(text.validation), len(text.validation) - 1
+        return figures(nats, bits_per_byte(nats, scored, text.validation_bytes), scored)
     training = model.training
     model.eval()
     lower = nullcontext() if precision == "float32" else torch.autocast(device.type, getattr(torch, precision))
@@ -35,12 +38,13 @@ def evaluate(model: nn.Module, text: TextData, device: torch.device, precision: 
             scores = task.score(model, device)
     finally:
         model.train(training)
-    return {
-        "val_loss": scores["val_loss"],
-        "perplexity": math.exp(min(scores["val_loss"], 700.0)),
-        "bits_per_byte": scores["bits_per_byte"],
-        "tokens": len(text.validation) - 1,
-    }
+    return figures(scores["val_loss"], scores["bits_per_byte"], len(text.validation) - 1)
+
+
+def figures(nats: float, bits: float, tokens: int) -> dict[str, float]:
+    """What `evaluate` returns."""
+    perplexity = math.exp(min(nats, 700.0))
+    return {"val_loss": nats, "perplexity": perplexity, "bits_per_byte": bits, "tokens": tokens}
 
 
 def prepare_again(

@@ -90,7 +90,7 @@ class Job:
             "version": run.VERSION,
             "task": "language",
             "family": self.family,
-            "model": self.model.config.to_dict(),  # type: ignore[operator]
+            "model": self.model.config.to_dict(),  # type: ignore[union-attr, operator]
             **{name: self.tables[name] for name in ("train", "optimizer", "schedule")},
             "data": self.record,
             "counting_line": self.line,
@@ -143,7 +143,7 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
         raise ConfigError(f"--from {request.start}: the model's shape is that of the run; leave out model.* settings.")
 
     memory = planning.require_memory(model_config, train, optimizer.name, device) if family == "gpt" else 0
-    model = FAMILIES[family][0](model_config, seeded(train.seed, "initialization"))  # type: ignore[arg-type]
+    model = FAMILIES[family][0](model_config, seeded(train.seed, "initialization"))
     if old is not None:
         model.load_state_dict(old.model.state_dict())
     context = getattr(model_config, "context", 64)

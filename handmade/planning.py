@@ -133,7 +133,7 @@ def memory_needed(model: Config, train: TrainConfig, optimizer: str = "adamw") -
     """Bytes that training will take, about: weights, gradients, optimizer, and what the backward pass keeps."""
     shape = FAMILIES["gpt" if isinstance(model, GPTConfig) else "bigram"][0]
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in shape(model).parameters())  # type: ignore[arg-type]
+        parameters = sum(p.numel() for p in shape(model).parameters())
     kept = {"sgd": 0, "momentum": 1, "nesterov": 1, "adagrad": 1, "rmsprop": 1, "muon": 1}.get(optimizer, 2)
     fixed = 4 * parameters * (2 + kept + (2 if train.average else 0))
     if not isinstance(model, GPTConfig):

@@ -40,11 +40,6 @@ class Run:
         return f"Run({str(self.folder)!r}, {self.config['family']}, vocab_size={self.tokenizer.vocab_size})"
 
     def generate(
-        self, prompt: Sequence[str], tokens: int = ..., *, samples: None = None, **options: Any
-    ) -> list[str]: ...
-    @overload
-    def generate(self, prompt: str, tokens: int = ..., *, samples: int, **options: Any) -> list[str]: ...
-    def generate(
         self,
         prompt: str | Sequence[str] = "",
         tokens: int = 200,

@@ -1,0 +1,27 @@
+"""What all tests share: the corpus, a cache of their own, one thread (two make tiny tensors slower)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Token files of tests do not end up in the user's cache."""
+    os.environ["HANDMADE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def shakespeare() -> Path:
+    """The Tiny Shakespeare file, where a folder in HANDMADE_DATA, or ../shared/data, has it."""
+    here = Path(__file__).parents[1].parent / "shared" / "data"
+    for folder in [*map(Path, os.environ.get("HANDMADE_DATA", "").split(os.pathsep)), here]:
+        if str(folder) and (folder / "tinyshakespeare.txt").exists():
+            return folder / "tinyshakespeare.txt"
+    pytest.skip("no tinyshakespeare.txt: name its folder in HANDMADE_DATA")
