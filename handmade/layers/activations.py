@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from handmade.errors import ConfigError
 from handmade.layers.kernels import Module
@@ -115,10 +114,20 @@ class _SquaredReLU(torch.autograd.Function):
         return positive.square()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        differentiated_once("SquaredReLU")
         (positive,) = ctx.saved_tensors
         return torch.addcmul(gradient.new_zeros(()), positive, gradient, value=2)
+
+
+def differentiated_once(layer: str) -> None:
+    """Called where a gradient made by hand is taken: raises RuntimeError if that gradient is to be differentiated
+    itself (`create_graph=True`), because its graph would lack what the forward pass kept, and be wrong in silence."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{layer}: the fused form can be differentiated once. Make the layer under kernels('reference') "
+            "for second derivatives."
+        )
 
 
 class SiLU(Module):

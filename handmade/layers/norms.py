@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from handmade.errors import ConfigError
+from handmade.layers.activations import differentiated_once
 from handmade.layers.kernels import Module
 from handmade.layers.linear import require_sizes
 
@@ -237,8 +237,8 @@ class _RootMeanSquare(torch.autograd.Function):
         return x * r.to(x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        differentiated_once("RMSNorm")
         x, r = ctx.saved_tensors
         product = x * gradient
         share = product.sum(-1, keepdim=True, dtype=r.dtype).mul_(r).mul_(r).div_(-x.shape[-1])

@@ -78,7 +78,7 @@ class _Recurrent(Module):
         gates = F.linear(x, self.parameter("weight_ih", layer), bias)
         return gates, self.parameter("weight_hh", layer).to(gates.dtype).T
 
-    def check(self, x: Tensor, *states: Tensor) -> None:
+    def check(self, x: Tensor, *states: Tensor | None) -> None:
         """Raise ValueError for shapes that broadcasting would let through, to a wrong result."""
         name = type(self).__name__
         if x.dim() != 3 or x.shape[-1] != self.input_size:
@@ -86,11 +86,14 @@ class _Recurrent(Module):
             raise ValueError(f"{name}: x has shape {tuple(x.shape)}: must be ({order}, {self.input_size}).")
         right = (self.num_layers, x.shape[0 if self.batch_first else 1], self.hidden_size)
         for state in states:
-            if state.shape != right:
+            if state is not None and state.shape != right:
                 raise ValueError(f"{name}: the state has shape {tuple(state.shape)}: must be {right}.")
 
     def no_state(self, x: Tensor) -> Tensor:
-        return x.new_zeros(self.num_layers, x.shape[0 if self.batch_first else 1], self.hidden_size)
+        rows = x.shape[0 if self.batch_first else 1]
+        # The parameters' dtype, not that of x: under autocast the LSTM's cell adds up in float32.
+        dtype = self.parameter("weight_hh", 0).dtype
+        return x.new_zeros(self.num_layers, rows, self.hidden_size, dtype=dtype)
 
 
 class RNN(_Recurrent):
@@ -109,8 +112,8 @@ class RNN(_Recurrent):
     gates = 1
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.check(x, state)
         hidden = self.no_state(x) if state is None else state
-        self.check(x, hidden)
         if self.fused:
             return torch.rnn_tanh(
                 x, hidden, self.weights(), self.bias, self.num_layers, 0.0, self.training, False, self.batch_first
@@ -148,8 +151,8 @@ class LSTM(_Recurrent):
     gates = 4
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        self.check(x, *(state or ()))
         hidden, cell = (self.no_state(x), self.no_state(x)) if state is None else state
-        self.check(x, hidden, cell)
         if self.fused:
             output, hidden, cell = torch.lstm(
                 x,
