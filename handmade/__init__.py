@@ -51,7 +51,7 @@ _MODULES = (
     "tokenizers",
     "training",
 )
-__all__ = sorted([*_HOME, *_MODULES]) 
+__all__ = sorted([*_HOME, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
