@@ -148,7 +148,7 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
         model.load_state_dict(old.model.state_dict())
     context = getattr(model_config, "context", 64)
     job = Job(folder, family, text, record, model, LanguageTask(text, context), tables, None, memory=memory)
-    job.started = began
+    job.started, job.line = began, evaluation.line_to_beat(text)
     if isinstance(model, CountingModel):
         return job
     _make_trainer(job, train, optimizer, schedule, seconds, say)

@@ -119,7 +119,7 @@ def say(label: str, sentence: str) -> None:
 
 def announce(job: Job) -> None:
     """What will be trained, how fast this machine is with it, and what there is to beat."""
-    from handmade import evaluation, jobs, planning
+    from handmade import jobs, planning
 
     say("model", jobs.about(job))
     if job.trainer is not None and job.measured is not None:
@@ -127,7 +127,6 @@ def announce(job: Job) -> None:
         time_needed = planning.minutes(steps * job.measured.step_seconds)
         how = f"{job.trainer.precision}, {'compiled' if job.trainer.compiled else 'eager'}"
         say("this machine", f"{speed:,.0f} tokens/s ({how}), so {steps:,} steps in {time_needed}")
-    job.line = evaluation.line_to_beat(job.text)
     say("to beat", f"{job.line:.3f} (5-gram by counting)")
     print(flush=True)
 
