@@ -20,6 +20,7 @@ from torch import Tensor
 from handmade.errors import ConfigError
 from handmade.layers import Linear, RMSNorm
 from handmade.layers.kernels import Module
+from handmade.layers.linear import require_sizes
 from handmade.positions import turn
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -103,19 +104,12 @@ def causal_mask(asking: int, asked: int, device: torch.device | None = None) -> 
     return torch.ones(asking, asked, dtype=torch.bool, device=device).tril(asked - asking)
 
 
-def visible(length: int, new: int, starts: Tensor | None, device: torch.device) -> Tensor | None:
-    """The mask of `new` tokens after `length` cached ones, with left padding up to `starts` (B,).
-
-    None where plain causal attention says the same: nothing cached and nothing padded.
-    Shapes: -> (T, length + T) or (B, 1, T, length + T); the 1 stands for the heads.
-    """
-    if starts is None and (length == 0 or new == 1):
-        return None
-    triangle = causal_mask(new, length + new, device)
+def padding_mask(asked: int, starts: Tensor | None) -> Tensor | None:
+    """True for the columns from `starts` (B,) on: what stands before is left padding. None where nothing is padded.
+    Shapes: -> (B, 1, 1, S); the ones stand for the heads and the tokens that ask."""
     if starts is None:
-        return triangle
-    real = torch.arange(length + new, device=device) >= starts[:, None]
-    return (triangle & real[:, None, :])[:, None]
+        return None
+    return (torch.arange(asked, device=starts.device) >= starts[:, None])[:, None, None]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -127,10 +121,12 @@ _recorders: list[list[Tensor]] = []
 @contextmanager
 def record() -> Iterator[list[Tensor]]:
     """The attention weights of every `Attention` that runs inside, fused or not, in the order they ran.
+    Recorders may be nested; each gets all that runs inside it.
 
         with record() as maps:
             model(tokens)
-        maps[layer]                # (B, H, T, S), each row sums to 1; detached, without dropout
+        maps[layer]                # (B, H, T, S); detached, without dropout; each row sums to 1, or to 0
+                                   # where there is nothing to attend to
 
     A model inside `torch.compile` is not seen: run the raw model.
     """
@@ -139,7 +135,8 @@ def record() -> Iterator[list[Tensor]]:
     try:
         yield maps
     finally:
-        _recorders.remove(maps)
+        # By identity: `remove` compares, and two recorders that have heard the same are equal.
+        _recorders[:] = [other for other in _recorders if other is not maps]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -155,8 +152,11 @@ class LayerCache:
         self.values = torch.zeros_like(self.keys)
 
     def extend(self, length: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (B, H, T, D) behind the `length` that are there; return everything so far (B, H, length + T, D)."""
+        """Write (B, H, T, D) behind the `length` that are there; return everything so far (B, H, length + T, D).
+        Raises ConfigError for more positions than the capacity, or another number of rows."""
         end = length + keys.shape[2]
+        if len(keys) != len(self.keys):  # one row would be copied to all in silence
+            raise ConfigError(f"key/value cache: made for {len(self.keys)} rows, not {len(keys)}.")
         if end > self.keys.shape[2]:
             raise ConfigError(f"key/value cache: position {end} does not fit its capacity of {self.keys.shape[2]}.")
         if keys.dtype != self.keys.dtype:  # under autocast the projections decide
@@ -194,9 +194,12 @@ class Attention(Module):
     2023, arXiv:2305.13245). With `query_key_norm`, queries and keys are brought to length sqrt(D) before they
     meet, which bounds the scores (Henry et al. 2020, arXiv:2010.04245).
 
+    A `causal` one never sees the future, whatever else the mask allows.
+
     Shapes: x (B, T, C), memory (B, S, C), mask broadcast to (B, H, T, S) -> (B, T, C).
     Source: Vaswani et al. 2017, section 3.2.2 (arXiv:1706.03762).
-    Raises ConfigError when the heads do not divide the width, or the key/value heads the heads.
+    Raises ConfigError when the heads do not divide the width, or the key/value heads the heads, and for a number
+    out of range.
     """
 
     def __init__(
@@ -212,6 +215,9 @@ class Attention(Module):
     ) -> None:
         super().__init__()
         key_value_heads = heads if key_value_heads is None else key_value_heads
+        require_sizes("attention", width=width, heads=heads, key_value_heads=key_value_heads)
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"attention: dropout = {dropout!r}: must be from 0 up to, not including, 1.")
         if width % heads:
             raise ConfigError(f"attention: {heads} heads do not divide the width {width}.")
         if heads % key_value_heads:
@@ -234,8 +240,8 @@ class Attention(Module):
         cache: LayerCache | None = None,
         length: int = 0,
     ) -> Tensor:
-        """`rotation`: the table of `positions.Rotary` for x. `cache` holds `length` positions already; what a new
-        query may see of them is for `mask` to say (`visible`), or all of them when it is None."""
+        """`rotation`: the table of `positions.Rotary` for x. `cache` holds `length` positions already, which the
+        new queries see too."""
         source = x if memory is None else memory
         queries = self.query(x).unflatten(-1, (self.heads, self.features))  # (B, T, H, D)
         keys = self.key(source).unflatten(-1, (self.key_value_heads, self.features))  # (B, S, H, D)
@@ -256,10 +262,18 @@ class Attention(Module):
         if self.key_value_heads != self.heads:
             group = self.heads // self.key_value_heads
             keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
-        causal = self.causal and mask is None and length == 0  # after a cache the mask says it
+        asking, asked = queries.shape[2], keys.shape[2]
+        # A single query is the last: it sees all. A square triangle is the kernel's own; any other is aligned to
+        # the lower right here, because the kernel's is to the upper left.
+        causal = self.causal and asking > 1
+        if causal and (mask is not None or asking != asked):
+            triangle = causal_mask(asking, asked, x.device)
+            mask, causal = triangle if mask is None else mask & triangle, False
         dropout = self.dropout if self.training else 0.0
         if _recorders and not torch.compiler.is_compiling():
-            _recorders[-1].append(attention_weights(queries, keys, mask, causal).detach())
+            weights = attention_weights(queries, keys, mask, causal).detach()
+            for maps in _recorders:
+                maps.append(weights)
         if self.fused:
             mixed = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, is_causal=causal)
         else:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from handmade.attention import Attention, KeyValueCache, visible
+from handmade.attention import Attention, KeyValueCache, padding_mask
 from handmade.config import Config
 from handmade.errors import ConfigError
 from handmade.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm
@@ -202,7 +202,7 @@ class GPT(Module):
         elif self.rotary is not None:
             rotation = self.rotary(where)
         x = self.dropout(self.embedding_norm(x))
-        mask = visible(length, new, starts, tokens.device)
+        mask = padding_mask(length + new, starts)
         for index, block in enumerate(self.blocks):
             x = block(x, mask, rotation, None if cache is None else cache.layers[index], length)
         if cache is not None:
