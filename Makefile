@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $(INSTALLED)
 
 demo: $(INSTALLED)
-	$(BIN)/handmade train shakespeare --minutes 1 --demo --force
+	$(BIN)/handmade train shakespeare --minutes 1 --out runs/demo --force
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
@@ -31,3 +31,4 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.readme

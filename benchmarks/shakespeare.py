@@ -18,6 +18,9 @@ def main() -> None:
         seconds.append(points[-1][1])
         until.append(next((at for _, at, loss in points if loss <= TARGET), None))
         curves.append([[step, round(at, 1), round(loss, 4)] for step, at, loss in points])
+        if seed == SEEDS[0]:
+            trainer.put_best()
+            sample = trainer.task.answer(trainer.model.eval(), "ROMEO:", tokens=500, temperature=0.8, seed=0)
         print(f"seed {seed}: best {best[-1]:.4f} in {seconds[-1]:.0f} s; 1.4697 after {until[-1]} s", flush=True)
     figures = {
         "target": TARGET,
@@ -26,6 +29,7 @@ def main() -> None:
         "train_seconds": spread(seconds),
         "seconds_to_target": until,
         "curves": curves,
+        "sample": {"seed": SEEDS[0], "prompt": "ROMEO:", "temperature": 0.8, "text": "ROMEO:" + sample},
     }
     print(said("best validation loss", figures["best_loss"], "nats"))
     print(said("train_seconds", figures["train_seconds"], "s"))
