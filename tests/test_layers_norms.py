@@ -69,8 +69,20 @@ def test_zeros_and_large_numbers_stay_finite(form):
     for make in (lambda: layers.LayerNorm(8), lambda: layers.RMSNorm(8)):
         for dtype, large in ((torch.float32, 1e15), (torch.bfloat16, 1e15), (torch.float16, 6e4)):
             x = torch.stack([torch.zeros(8), large * torch.ones(8)]).to(dtype)
-            found = run(build(form, make).to(dtype), [x])
+            layer = build(form, make).to(dtype)
+            found = run(layer, [x])
             assert all(value.isfinite().all() for value in found.values())
+            if isinstance(layer, layers.RMSNorm):  # not 0, as it would be if the sum of squares had overflowed
+                torch.testing.assert_close(found["output 0"][1], layer.weight.detach())
+
+
+@both_forms
+def test_rms_norm_adds_up_in_float32(form):
+    x = normal(6, 200, 96).to(torch.bfloat16)
+    y = build(form, lambda: layers.RMSNorm(96, elementwise_affine=False))(x).double()
+    exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    # Two roundings to bfloat16, of 2^-8 at most each, and no third.
+    assert ((y - exact).abs() / exact.abs().clamp(min=1e-9)).max() <= 2.05 * 2**-8
 
 
 @both_forms

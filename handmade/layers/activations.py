@@ -103,8 +103,8 @@ class _SquaredReLU(torch.autograd.Function):
     """The formula with its gradient, 2 max(x, 0) dy, taken in one pass.
 
     PyTorch has no kernel for it, and autograd's own way back through a square and a maximum makes four or five
-    passes over what is the widest tensor of a GPT: on the CPU this takes half the time or less. A compiler
-    writes such a loop by itself. It can be differentiated once; the formula, any number of times.
+    passes over what is the widest tensor of a GPT. A compiler writes such a loop by itself. It can be
+    differentiated once; the formula, any number of times.
     """
 
     @staticmethod

@@ -223,7 +223,7 @@ class _RootMeanSquare(torch.autograd.Function):
     """x * r with r = 1 / sqrt(mean(x^2) + eps), and its gradient, r * (dy - x * r^2 * mean(x * dy)).
 
     `F.rms_norm` is a fused kernel on a GPU. On the CPU it is made of parts, and autograd's way back through them
-    took two to six times as long as this one. In bfloat16 the sum of squares is taken in float32 and r is then
+    takes several times as long as this one. In bfloat16 the sum of squares is taken in float32 and r is then
     rounded, so that no float32 copy of x is made. It can be differentiated once; the formula, any number of times.
     """
 

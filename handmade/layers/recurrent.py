@@ -5,8 +5,8 @@ B sequences, T steps, I features in, H features of the state, L layers, G gates 
 The loop over time is all that must be a loop. What the inputs add to the gates does not depend on the state, so
 it is one matrix product for all steps, before the loop; in the loop stands one product for all gates. Steps are
 taken apart by one `unbind` and put together by one `stack`: indexing x[t] would cost a pass over the whole
-sequence per step on the way back. This is as fast as PyTorch's own loop over time; its fused kernel saves
-another third to a half of the time.
+sequence per step on the way back. That is as fast as PyTorch's own loop over time; its fused kernel for float32
+is faster still, most of all where the matrices are small.
 """
 
 from __future__ import annotations
