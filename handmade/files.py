@@ -16,35 +16,33 @@ from typing import BinaryIO
 from handmade.errors import ResourceError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-CACHE_ADVICE = "Free some, or name another folder in HANDMADE_CACHE."
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+CACHE_ADVICE = "name another folder in HANDMADE_CACHE"
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 @contextmanager
-def whole(
-    path: Path, what: str, size: int | None = None, advice: str = "Free some, or choose another folder."
-) -> Iterator[BinaryIO]:
+def whole(path: Path, what: str, size: int | None = None, advice: str = "choose another folder") -> Iterator[BinaryIO]:
     """A binary file that takes the name `path` only when the block ends without an exception.
 
     `what` names the thing in an error ("the token file of mybook.txt"); `size` is how many bytes it will have;
-    `advice` is what to do where it cannot be written.
+    `advice` is what to do where it cannot be written, besides making room.
     Raises ResourceError where the disk is full or the folder may not be written to. Whatever is raised, the
     temporary file is removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with _explained(path, what, size, advice, FORBIDDEN):
+        with explained(path, what, size, advice):
             path.parent.mkdir(parents=True, exist_ok=True)
             _sweep(path)
             file = open(temporary, "wb")  # noqa: SIM115  (closed below, before it is renamed)
         # The block may read other files and the network: only a full disk is surely about this file.
-        with _explained(path, what, size, advice), file:
+        with explained(path, what, size, advice, FULL), file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        with _explained(path, what, size, advice, FORBIDDEN):
+        with explained(path, what, size, advice):
             os.replace(temporary, path)
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
     except BaseException:  # Ctrl-C too
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -52,24 +50,27 @@ def whole(
 
 
 @contextmanager
-def _explained(path: Path, what: str, size: int | None, advice: str, also: tuple[int, ...] = ()) -> Iterator[None]:
-    """Turn a full disk (and the error numbers in `also`) into a ResourceError that says what to do."""
+def explained(
+    path: Path, what: str, size: int | None, advice: str, numbers: tuple[int, ...] = FULL + FORBIDDEN
+) -> Iterator[None]:
+    """Turn a full disk, and a place that may not be written to, into a ResourceError that says what to do.
+    Error numbers of the operating system that are not in `numbers` pass."""
     try:
         yield
     except OSError as problem:
+        if problem.errno not in numbers:
+            raise
         if problem.errno in FULL:
             raise no_space(path.parent, what, size, advice) from problem
-        if problem.errno in also:
-            why = os.strerror(problem.errno or 0)
-            raise ResourceError(f"{path}: cannot write {what} there ({why}). {advice}") from problem
-        raise
+        why = os.strerror(problem.errno or 0)
+        raise ResourceError(f"{path}: cannot write {what} there ({why}). {advice[0].upper()}{advice[1:]}.") from problem
 
 
 def no_space(folder: Path, what: str, size: int | None, advice: str, free: int | None = None) -> ResourceError:
     """The error for a full disk: what would have been written, how large, where."""
     amount = "" if size is None else f" ({readable(size)})"
     left = "" if free is None else f", where {readable(free)} is free"
-    return ResourceError(f"No disk space for {what}{amount} in {folder}{left}. {advice}")
+    return ResourceError(f"No disk space for {what}{amount} in {folder}{left}. Free some, or {advice}.")
 
 
 def readable(size: int) -> str:
@@ -96,7 +97,7 @@ def _sweep(path: Path) -> None:
                 (path.parent / name).unlink()
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Have the folder's list of names put on the disk, so that the rename outlives a power cut."""
     if os.name == "nt":
         return  # a folder cannot be opened there

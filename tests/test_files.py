@@ -68,7 +68,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with (
-        pytest.raises(ResourceError, match=r"cannot write a text there .*choose another folder"),
+        pytest.raises(ResourceError, match=r"cannot write a text there .*Choose another folder"),
         whole(tmp_path / "file" / "a", "a text"),
     ):
         pass
