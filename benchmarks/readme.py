@@ -31,6 +31,7 @@ def figures() -> str:
     race, best, start = read("time_to_loss"), read("shakespeare"), read("startup")
     cached = sampling["shakespeare"]
     wide = sampling["6 layers x 384"]
+    wide_rate = wide["tokens_per_second"]["cached"]["median"]
     rows = [
         (
             f"Training time to {race['target']:.3f} on the whole validation split: `nanogpt-cpu` against `speedrun`",
@@ -62,8 +63,8 @@ def figures() -> str:
         ),
         (
             "The same against Hugging Face's `generate`; and at 6 layers of width 384",
-            f"**{cached['cached_over_hugging_face']:.1f}** and **{wide['cached_over_hugging_face']:.1f} times** the rate"
-            f" ({wide['tokens_per_second']['cached']['median']:.0f} tokens/s)",
+            f"**{cached['cached_over_hugging_face']:.1f}** and"
+            f" **{wide['cached_over_hugging_face']:.1f} times** the rate ({wide_rate:.0f} tokens/s)",
             "sampling",
         ),
         (
@@ -79,9 +80,9 @@ def figures() -> str:
     seeds = ", ".join(map(str, race["seeds"]))
     lines += [
         "",
-        f"Median and range; seeds {seeds} where something is trained. {machine['processor']}, {best['threads']} threads,"
-        f" torch {machine['torch']}, {best['date']}. Again: `python -m benchmarks`, and `python -m benchmarks NAME`"
-        " for one line.",
+        f"Median and range; seeds {seeds} where something is trained. {machine['processor']},"
+        f" {best['threads']} threads, torch {machine['torch']}, {best['date']}. Again: `python -m benchmarks`,"
+        " and `python -m benchmarks NAME` for one line.",
     ]
     return "\n".join(lines)
 
@@ -91,7 +92,8 @@ def sample() -> str:
     best = read("shakespeare")
     loss = best["best_loss"]["runs"][best["sample"]["seed"]]
     text = best["sample"]["text"].rstrip()
-    return f"Preset `shakespeare`, validation loss {loss:.3f}, temperature {best['sample']['temperature']}:\n\n```\n{text}\n```"
+    about = f"Preset `shakespeare`, validation loss {loss:.3f}, temperature {best['sample']['temperature']}:"
+    return f"{about}\n\n```\n{text}\n```"
 
 
 def filled(text: str) -> str:
