@@ -14,7 +14,7 @@ from torch import nn
 
 from handmade import corpora, data
 from handmade.data import TextData
-from handmade.errors import DataError
+from handmade.errors import DataError, TokenizerError
 from handmade.models.ngram import CountingModel, counting_line
 from handmade.tasks.language import LanguageTask, bits_per_byte
 from handmade.tokenizers import Tokenizer
@@ -62,19 +62,22 @@ def prepare_again(
         raise DataError(f"{gone[0]}: the text of this run is not there any more. Name another one with --data.")
     named = record.get("corpus")
     files = list(corpora.find(named).files) if named else [Path(path) for path in record["files"]]
-    text = data.prepare(
-        files,
-        corpora.cache_folder() / "tokens",
-        tokenizer,
-        validation=[Path(path) for path in record["validation"]] or None,
-        encoding=record["encoding"],
-        fraction=record["fraction"],
+    changed = DataError(
+        f"{files[0]}: has changed since this run was trained on it. Bring the old text back, or train a new run."
     )
-    if text.fingerprint != record["fingerprint"]:
-        raise DataError(
-            f"{files[0]}: has changed since this run was trained on it (sha256 {text.fingerprint[:12]}, then"
-            f" {record['fingerprint'][:12]}). Bring the old text back, or train a new run."
+    try:
+        text = data.prepare(
+            files,
+            corpora.cache_folder() / "tokens",
+            tokenizer,
+            validation=[Path(path) for path in record["validation"]] or None,
+            encoding=record["encoding"],
+            fraction=record["fraction"],
         )
+    except TokenizerError:  # the tokenizer knew every character of the old text
+        raise changed from None
+    if text.fingerprint != record["fingerprint"]:
+        raise changed
     return text
 
 

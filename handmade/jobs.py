@@ -9,6 +9,8 @@ measures, `Job.write` makes the run folder.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from handmade.optimizers import OptimizerConfig
 from handmade.schedules import ScheduleConfig
 from handmade.settings import Tables
 from handmade.tasks.language import LanguageTask
+from handmade.tokenizers import Tokenizer
 from handmade.training import TrainConfig, Trainer, seeded
 
 Say = Callable[[str, str], None]
@@ -79,10 +82,15 @@ class Job:
     started: float = field(default_factory=time.perf_counter)
 
     def write(self, force: bool) -> None:
-        """Make the run folder with config.json and tokenizer.json. Raises RunError where it holds a run already."""
+        """Make the run folder with config.json and tokenizer.json. Raises RunError where it holds a run already,
+        ResourceError where it cannot be written; then nothing is left in it."""
         checkpoint.prepare_folder(self.folder, force)
-        self.text.tokenizer.save(self.folder / checkpoint.TOKENIZER)
-        checkpoint.write_json(self.folder / checkpoint.CONFIG, self.to_json())
+        try:
+            self.text.tokenizer.save(self.folder / checkpoint.TOKENIZER)
+            checkpoint.write_json(self.folder / checkpoint.CONFIG, self.to_json())
+        except BaseException:
+            checkpoint.clear_folder(self.folder)
+            raise
 
     def to_json(self) -> dict[str, Any]:
         """config.json: all that decides the run, and where it was made."""
@@ -102,8 +110,8 @@ class Job:
 def find_folder(request: Request, name: str) -> Path:
     """Where the run goes: `--out`, or runs/NAME. Raises RunError where one is already, unless forced."""
     folder = request.out or Path("runs") / name
-    if checkpoint.holds_run(folder) and not request.force:
-        checkpoint.prepare_folder(folder, force=False)  # raises, and says what to do
+    if not request.force:
+        checkpoint.refuse_taken(folder)
     return folder
 
 
@@ -182,8 +190,14 @@ def _prepare(
         "encoding": request.encoding,
         "fraction": fraction,
         "fingerprint": text.fingerprint,
+        "tokenizer": fingerprint(text.tokenizer),
     }
     return text, record
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """sha256 of what tokenizer.json says: with two characters exchanged it would still fit the model."""
+    return hashlib.sha256(json.dumps(tokenizer.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def _defaults(
@@ -305,11 +319,16 @@ def resume(folder: Path, request: Request, say: Say) -> Job:
     """A run that goes on where it was killed. Raises RunError with the reason when it cannot: the data, the
     tokenizer or the model's shape changed, or a file is damaged."""
     config = run.read_config(folder)
-    if request.set or request.preset or request.config or request.start or request.model or request.minutes:
+    if request != Request(data=request.data):
         raise ConfigError(f"--resume {folder}: goes on with the run's own settings. Leave the others out.")
     tokenizer = run.read_tokenizer(folder)
     if config["family"] == "counting":
         raise RunError(f"{folder}: a counting model is made in one go; train it again with --force.")
+    if config["data"].get("tokenizer") != fingerprint(tokenizer):
+        raise RunError(
+            f"{folder}: cannot go on. {checkpoint.TOKENIZER} has changed since the run began."
+            " Bring the old one back, or train a new run."
+        )
     if request.data:
         files = [str(path.resolve()) for name in request.data for path in corpora.find(name).files]
         config["data"] = {**config["data"], "corpus": None, "files": files}
@@ -340,8 +359,9 @@ def resume(folder: Path, request: Request, say: Say) -> Job:
         say("resumed", f"at step {trainer.step:,} of {train.steps:,}")
     else:
         say("resumed", "no checkpoint yet, so from the beginning")
-    if trainer.step >= train.steps:
-        raise RunError(f"{folder}: already finished, {train.steps:,} steps. Sample it: handmade sample {folder}")
+    if trainer.finished:
+        why = "validation had turned" if trainer.turned else f"{train.steps:,} steps"
+        raise RunError(f"{folder}: already finished, {why}. Sample it: handmade sample {folder}")
     return job
 
 

@@ -124,8 +124,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config.get("version") != VERSION:
         raise RunError(f"{path}: of layout version {config.get('version')!r}; this handmade reads {VERSION}.")
     for key in ("family", "model", "data", "train", "optimizer", "schedule"):
-        if key not in config:
+        if not isinstance(config.get(key), str if key == "family" else dict):
             raise RunError(f"{path}: damaged, it has no {key!r}.")
+    for key in ("files", "validation", "encoding", "fraction", "fingerprint"):
+        if key not in config["data"]:
+            raise RunError(f"{path}: damaged, its 'data' has no {key!r}.")
     return config
 
 

@@ -23,14 +23,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 from torch import Tensor, nn
 
 from handmade import checkpoint, machine, schedules
 from handmade.config import Config
-from handmade.errors import TrainingError
+from handmade.errors import RunError, TrainingError
+from handmade.files import explained
 from handmade.optimizers import OptimizerConfig, build_optimizers
 from handmade.schedules import ScheduleConfig
 from handmade.tasks import Batch, Task
@@ -169,6 +170,9 @@ class Trainer:
         self.best_weights: dict[str, Tensor] = {}  # only without a folder
         self.kept: dict[str, Any] | None = None  # likewise: the state to go back to
         self.stop_reason: str | None = None
+        self.owner = False  # whether what is in the folder is of this run
+        self.best_in_model = False  # put there by `train`, where the weights being trained were
+        self.held: BinaryIO | None = None  # while open, no other process may train in the folder
         self.loss_of: Callable[[Tensor, Tensor], Tensor] = self._loss_of
         self.compiled = False
         if config.compile == "yes":
@@ -179,40 +183,67 @@ class Trainer:
 
     def steps(self) -> Iterator[Report]:
         """Train to the last step, or until `stop` is called or validation has turned; a report every
-        `report_every` steps, at every evaluation and at the end."""
+        `report_every` steps, at every evaluation and at the end. Called again after `stop`, it goes on.
+
+        Raises RunError for a folder that holds a run which this trainer did not make or resume, ResourceError where
+        the folder cannot be written, TrainingError when the loss stays non-finite.
+        """
+        self.stop_reason = None
+        self.take_folder()
+        if self.best_in_model:
+            self.restore(self.last_state())
+        if not self.finite():
+            raise TrainingError("The model's weights are not finite numbers before training has begun.")
+        return self.loop()
+
+    def loop(self) -> Iterator[Report]:
+        """What `steps` returns, once everything is ready for it."""
         config = self.config
-        if self.folder is not None and self.step == 0:
-            (self.folder / checkpoint.METRICS).write_bytes(b"")
-        self.save_state()
-        while self.step < config.steps and self.stop_reason is None:
-            began = time.perf_counter()
-            loss, norm, rate, tokens = self.one_step()
-            seconds = time.perf_counter() - began
-            self.train_seconds += seconds
-            self.pending_seconds += seconds
+        with self.held or nullcontext():  # closed when the loop ends, however it ends
+            self.save_state()
+            while not self.finished and self.stop_reason is None:
+                began = time.perf_counter()
+                loss, norm, rate, tokens = self.one_step()
+                seconds = time.perf_counter() - began
+                self.train_seconds += seconds
+                self.pending_seconds += seconds
 
-            event = self.watch(loss, norm)
-            if event is not None:
-                yield self.report(norm, rate, {}, event)
-                continue
-            self.step += 1
-            self.tokens += tokens
-            self.pending_tokens += tokens
-            self.pending.append(loss)
+                event = self.watch(loss, norm)
+                if event is not None:
+                    yield self.report(norm, rate, {}, event)
+                    continue
+                self.step += 1
+                self.tokens += tokens
+                self.pending_tokens += tokens
+                self.pending.append(loss)
 
-            last = self.step == config.steps
-            scores: dict[str, float] = {}
-            if last or (config.evaluate_every and self.step % config.evaluate_every == 0):
-                scores = self.evaluate()
-                if config.patience is not None and self.since_best >= config.patience:
-                    turned = self.best_step
-                    self.stop("validation has turned")
-                    event = f"validation was best at step {turned} and has not been better since: stopped"
-            if scores or last or self.step % config.report_every == 0:
-                yield self.report(norm, rate, scores, event)
-            if last or self.step % config.checkpoint_every == 0:
-                self.save_state()
-        self.save_state()
+                last = self.step == config.steps
+                scored = last or (config.evaluate_every is not None and self.step % config.evaluate_every == 0)
+                saved = last or self.step % config.checkpoint_every == 0
+                if (scored or saved) and not self.finite():
+                    yield self.report(norm, rate, {}, self.go_back("the weights were not finite numbers"))
+                    continue
+                scores = self.evaluate() if scored else {}
+                if scores and not math.isfinite(scores["val_loss"]):
+                    yield self.report(norm, rate, {}, self.go_back("the validation loss was not a finite number"))
+                    continue
+                if self.turned:
+                    event = f"validation was best at step {self.best_step} and has not been better since: stopped"
+                if scores or last or self.step % config.report_every == 0:
+                    yield self.report(norm, rate, scores, event)
+                if saved:
+                    self.save_state()
+            self.save_state()
+
+    @property
+    def turned(self) -> bool:
+        """Whether `patience` evaluations in a row brought no new best."""
+        return self.config.patience is not None and self.since_best >= self.config.patience
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train. It follows from what a checkpoint holds."""
+        return self.step >= self.config.steps or self.turned
 
     def one_step(self) -> tuple[float, float, float, int]:
         """One optimizer step. Returns the loss (mean over all scored targets of all micro-batches), the norm of
@@ -220,7 +251,7 @@ class Trainer:
         A step whose loss or gradient is not finite changes no weight."""
         batches = self.draw()
         scored = max(1, sum(batch.scored for batch in batches))
-        rates = schedules.apply(self.optimizers, self.schedule, self.step / self.config.steps)
+        schedules.apply(self.optimizers, self.schedule, self.step / self.config.steps)
         self.scale_rates()
         self.model.train()
         total = torch.zeros((), device=self.device)
@@ -230,12 +261,13 @@ class Trainer:
                 (share * self.loss_scale).backward()
                 total += share.detach()
         norm = self.clip_gradients()
-        loss, rate = float(total), next(iter(rates.values())) * self.rate_scale
+        loss, rate = float(total), next(iter(schedules.rates(self.optimizers).values()))
         if math.isfinite(loss) and math.isfinite(norm):
             for optimizer in self.optimizers:
                 optimizer.step()
             if self.averaged:
-                torch._foreach_lerp_(self.averaged, self.parameters, 1 - self.average_decay())
+                with torch.no_grad():
+                    torch._foreach_lerp_(self.averaged, self.parameters, 1 - self.average_decay())
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         return loss, norm, rate, sum(batch.inputs.numel() for batch in batches)
@@ -300,28 +332,37 @@ class Trainer:
         self.bad_steps += 1
         if self.bad_steps < BAD_STEPS:
             return f"step {self.step + 1} skipped: its {what} is not a finite number"
-        return self.go_back(what)
+        return self.go_back(f"the {what} was not a finite number {BAD_STEPS} times in a row")
 
     def go_back(self, what: str) -> str:
-        """Return to the last good checkpoint with half the learning rate."""
+        """Return to the last good checkpoint with half the learning rate. Says so; `what` is the reason.
+        Raises TrainingError after too many returns."""
         self.rollbacks += 1
         if self.rollbacks > ROLLBACKS:
             raise TrainingError(
-                f"The {what} stays non-finite after {ROLLBACKS} returns to a checkpoint, each with half the rate."
-                " Look at the data, or start anew with a lower optimizer.learning_rate or train.precision=float32."
+                f"After step {self.step:,} {what}, and going back {ROLLBACKS} times, each with half the learning rate,"
+                " did not help.\nLook at the data, or start anew with a lower optimizer.learning_rate or"
+                " train.precision=float32."
             )
-        scale, rollbacks, broke_at = self.rate_scale / 2, self.rollbacks, self.step + 1
-        state = self.kept if self.folder is None else checkpoint.load_checkpoint(self.folder)
-        assert state is not None, "a state is kept before the first step"
-        self.restore(state)
-        self.rate_scale, self.rollbacks = scale, rollbacks
+        self.rate_scale /= 2
+        broke_at = self.step
+        # The best weights are on disk already, and the time was spent.
+        kept = {name: getattr(self, name) for name in ("rate_scale", "rollbacks", "train_seconds", *BEST)}
+        self.restore(self.last_state())
+        for name, value in kept.items():
+            setattr(self, name, value)
         return (
-            f"the {what} was not a finite number {BAD_STEPS} times in a row at step {broke_at}:"
-            f" went back to step {self.step} and halved the learning rate (now {scale:g} of what was set)"
+            f"after step {broke_at:,} {what}: went back to step {self.step:,} and halved the learning rate"
+            f" (now {self.rate_scale:g} of what was set)"
         )
 
+    def finite(self) -> bool:
+        """Whether all weights are finite numbers. Nothing else may become a checkpoint to go back to."""
+        weights = [*self.parameters, *self.averaged]
+        return bool(torch.stack([torch.isfinite(weight).all() for weight in weights]).all())
+
     def stop(self, reason: str) -> None:
-        """Have the loop leave after the step it is in, with a checkpoint."""
+        """Have the loop leave after the step it is in, with a checkpoint. `stop_reason` is then `reason`."""
         self.stop_reason = reason
 
     # ----------------------------------------------------------------------------------------------------------
@@ -334,7 +375,7 @@ class Trainer:
             with torch.inference_mode(), self.autocast():
                 scores = self.task.score(self.model, self.device)
             self.model.train()
-            if scores["val_loss"] < self.best_loss or not self.best_step:
+            if scores["val_loss"] < self.best_loss:
                 self.best_loss, self.best_step, self.since_best = scores["val_loss"], self.step, 0
                 self.save_best()
             else:
@@ -351,10 +392,13 @@ class Trainer:
 
     def put_best(self) -> None:
         """Give the model the best weights seen at an evaluation."""
-        if self.best_step and self.folder is not None:
+        if not self.best_step:
+            return
+        if self.folder is not None:
             checkpoint.load_weights(self.folder / checkpoint.WEIGHTS, self.model)
-        elif self.best_step:
+        else:
             checkpoint.put_weights(self.model, self.best_weights, Path("best weights"))
+        self.best_in_model = True
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -386,12 +430,12 @@ class Trainer:
         )
         self.pending, self.pending_tokens, self.pending_seconds = [], 0, 0.0
         if self.folder is not None:
-            line = {k: None if v != v or v in (math.inf, -math.inf) else v for k, v in report.line().items()}
-            try:
-                with open(self.folder / checkpoint.METRICS, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
-            except OSError as problem:
-                raise checkpoint.explain_disk(problem, self.folder / checkpoint.METRICS) from problem
+            values = report.line().items()
+            line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values}
+            text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+            path = self.folder / checkpoint.METRICS
+            with explained(path, "a report", len(text), checkpoint.go_on(self.folder)), open(path, "ab") as file:
+                file.write(text.encode())
         return report
 
     # ----------------------------------------------------------------------------------------------------------
@@ -401,19 +445,37 @@ class Trainer:
         """Everything that decides how training goes on, as a tree of numbers and tensors (not copied)."""
         metrics = None if self.folder is None else self.folder / checkpoint.METRICS
         return {
+            "settings": self.settings(),
             "model": checkpoint.unique_tensors(self.model),
             "averaged": self.averaged,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "data": self.data.get_state(),
             "dropout": self.dropout,
             "dropout_on_device": self.dropout_on_device,
-            "metrics_bytes": metrics.stat().st_size if metrics is not None and metrics.exists() else 0,
+            "metrics_bytes": metrics.stat().st_size if metrics is not None and metrics.exists() else None,
             **{name: getattr(self, name) for name in COUNTERS},
         }
 
+    def settings(self) -> dict[str, Any]:
+        """What must not change between a checkpoint and going on from it, and could without being noticed: a model of
+        2 heads has the weights of one of 4."""
+        config = getattr(self.model, "config", None)
+        return {
+            **(config.to_dict() if isinstance(config, Config) else {}),
+            "optimizers": [type(optimizer).__name__ for optimizer in self.optimizers],
+            "averaging": bool(self.averaged),
+        }
+
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`; metrics.jsonl is cut back to it."""
+        """Go on from a `state`; metrics.jsonl is cut back to it. Raises RunError for that of another model."""
         place = Path("checkpoint") if self.folder is None else self.folder
+        settings = self.settings()
+        for name, was in state["settings"].items():
+            if name in settings and settings[name] != was:
+                raise RunError(
+                    f"{place}: cannot go on. {name} is now {settings[name]}, and was {was} when the checkpoint was"
+                    " written. Set it back, or train a new run."
+                )
         checkpoint.put_weights(self.model, state["model"], place)
         for mean, kept in zip(self.averaged, state["averaged"], strict=True):
             mean.copy_(kept)
@@ -423,25 +485,58 @@ class Trainer:
         self.dropout, self.dropout_on_device = state["dropout"], state["dropout_on_device"]
         for name in COUNTERS:
             setattr(self, name, copy.copy(state[name]))
-        if self.folder is not None:
-            metrics = self.folder / checkpoint.METRICS
-            metrics.touch()
-            os.truncate(metrics, min(state["metrics_bytes"], metrics.stat().st_size))
+        self.best_in_model = False
+        if self.folder is not None and state["metrics_bytes"] is not None:
+            checkpoint.cut(self.folder / checkpoint.METRICS, state["metrics_bytes"])
 
     def save_state(self) -> None:
-        """A checkpoint; without a folder, a copy in memory to go back to."""
+        """A checkpoint; without a folder, a copy in memory to go back to. Not of weights that are no good."""
+        if not self.finite():
+            return
         if self.folder is None:
             self.kept = copy.deepcopy(self.state())
-        else:
-            checkpoint.save_checkpoint(self.folder, self.step, self.state())
+            return
+        with open(self.folder / checkpoint.METRICS, "ab") as file:
+            checkpoint.flush(file)  # a checkpoint that outlives a power cut knows of no report that does not
+        checkpoint.save_checkpoint(self.folder, self.step, self.state())
+
+    def last_state(self) -> dict[str, Any]:
+        """What `save_state` kept last."""
+        state = self.kept if self.folder is None else checkpoint.load_checkpoint(self.folder)
+        assert state is not None, "a state is kept before the first step"
+        return state
+
+    def take_folder(self) -> None:
+        """Make the folder and keep other processes out of it. Raises RunError where they are in, or where there is a
+        run that this trainer would write over; ResourceError where the folder cannot be made."""
+        if self.folder is None:
+            return
+        with explained(self.folder, "a run", None, checkpoint.ADVICE):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        if self.held is None or self.held.closed:
+            self.held = checkpoint.lock(self.folder)
+        if self.owner:
+            return
+        if checkpoint.latest_step(self.folder) is not None:
+            raise RunError(
+                f"{self.folder}: already holds a run. Go on with it by Trainer.resume(), or choose another folder."
+            )
+        checkpoint.cut(self.folder / checkpoint.METRICS, 0)
+        self.owner = True
 
     def resume(self) -> bool:
         """Go on from the folder's last checkpoint. False where there is none yet: training starts from the top.
-        Raises RunError when it is damaged or belongs to another model."""
-        state = None if self.folder is None else checkpoint.load_checkpoint(self.folder)
+        Raises RunError when it is damaged, belongs to another model, or is being trained by another process."""
+        if self.folder is None or not self.folder.exists():
+            return False
+        self.held = checkpoint.lock(self.folder)
+        state = checkpoint.load_checkpoint(self.folder)
         if state is None:
             return False
+        if state["best_step"]:
+            checkpoint.load_tensors(self.folder / checkpoint.WEIGHTS)  # raises, and says what is wrong with it
         self.restore(state)
+        self.owner = True
         return True
 
     def rehearse(self, steps: int = 3) -> list[float]:
@@ -517,8 +612,9 @@ class Trainer:
         after the step, with a checkpoint (a second SIGINT leaves at once). Returns the best validation loss."""
         from handmade.progress import Progress
 
+        loop = self.steps()
         with self.signals(), Progress(self, show=progress) as watching:
-            for report in self.steps():
+            for report in loop:
                 watching.update(report)
         self.put_best()
         return self.best_loss
@@ -529,7 +625,8 @@ class Trainer:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        # None: a handler that was not set from Python, and cannot be put back.
+        before = {n: signal.getsignal(n) or signal.SIG_DFL for n in (signal.SIGINT, signal.SIGTERM)}
 
         def leave(number: int, frame: Any) -> None:
             self.stop(signal.Signals(number).name)
@@ -544,6 +641,7 @@ class Trainer:
                 signal.signal(number, handler)
 
 
+BEST = ("best_loss", "best_step", "since_best")
 COUNTERS = (
     "step",
     "tokens",
@@ -553,9 +651,7 @@ COUNTERS = (
     "good_steps",
     "bad_steps",
     "rollbacks",
-    "best_loss",
-    "best_step",
-    "since_best",
+    *BEST,
     "pending",
     "pending_tokens",
     "pending_seconds",

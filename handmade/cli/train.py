@@ -104,7 +104,7 @@ def train(
         finish(job, loss)
         return 0
     best = job.trainer.train()
-    if job.trainer.stop_reason in SIGNALLED:
+    if job.trainer.stop_reason in SIGNALLED and not job.trainer.finished:
         print(f"\nStopped at step {job.trainer.step:,} of {job.trainer.config.steps:,}, saved in {job.folder}.")
         print(f"go on: handmade train --resume {job.folder}")
         return SIGNALLED[job.trainer.stop_reason]
