@@ -84,7 +84,7 @@ def distance(left: list[np.ndarray], right: list[np.ndarray]) -> float:
     seed=st.integers(0, 1000),
     lr=st.floats(1e-3, 0.1),
     momentum=st.floats(0, 0.98),
-    decay=st.sampled_from([0.0, 0.1]),
+    decay=st.floats(0.01, 0.3),
     nesterov=st.booleans(),
     rounds=st.integers(1, 7),
 )
@@ -173,6 +173,16 @@ def test_bfloat16_ends_in_the_same_band(shape: tuple[int, int]) -> None:
         values = torch.linalg.svdvals(result.double())
         assert values.min() > 0.6
         assert values.max() < 1.3
+
+
+@pytest.mark.parametrize("end", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(4, 16), (16, 4), (4, 9), (4, 6)])
+def test_bfloat16_never_diverges(shape: tuple[int, int], end: int) -> None:
+    """Rounding in the Gram matrix grows with every round that does not go back to X; with three such rounds one
+    matrix in a few dozen of these ends at singular values in the hundreds."""
+    batch = torch.stack([shaped_by(torch.logspace(0, -end, 4), *shape, seed=seed) for seed in range(200)]).float()
+    values = torch.linalg.svdvals(orthogonalize_batch(batch, precision="bfloat16").double())
+    assert values.max() < 1.4
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -93,7 +93,7 @@ def trained(form: str, maker: Any, dtype: torch.dtype, lr: float, decay: float, 
 @given(data=st.data())
 def test_equal_to_torch(name: str, form: str, data: st.DataObject) -> None:
     ours, theirs, others = PAIRS[name]
-    lr, decay = data.draw(st.floats(1e-4, 1e-2)), data.draw(st.sampled_from([0.0, 0.01, 0.3]))
+    lr, decay = data.draw(st.floats(1e-4, 1e-2)), data.draw(st.floats(0.001, 0.3))
     options = {option: data.draw(values) for option, values in others.items()}
 
     exact = trained(form, theirs, torch.float64, lr, decay, options)
