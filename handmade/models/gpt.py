@@ -59,7 +59,8 @@ class GPTConfig(Config):
     """On the attention weights. The fused CPU kernel has none: above 0, attention on a CPU is slower."""
     initialization: Literal["torch", "normal", "gpt2", "fan-in"] = "gpt2"
     """"torch": each layer's own default. "normal": N(0, 0.02). "gpt2": that, and what writes into the stream is
-    scaled by 1/sqrt(2 * layers). "fan-in": matrices N(0, 1/fan_in), embeddings N(0, 1)."""
+    scaled by 1/sqrt(2 * layers). "fan-in": matrices N(0, 1/fan_in), embeddings N(0, 1). A matrix that embedding
+    and head share is drawn as the head's."""
     zero_projections: bool = False
     """What writes into the stream, and an untied head, start at zero: each block starts as the identity."""
 
@@ -72,15 +73,16 @@ class GPTConfig(Config):
         """`hidden`, or its default; for swiglu rounded to a multiple of 8."""
         if self.hidden is not None:
             return self.hidden
-        return round(self.width * 8 / 3 / 8) * 8 if self.activation == "swiglu" else 4 * self.width
+        return max(8, round(self.width / 3) * 8) if self.activation == "swiglu" else 4 * self.width
 
     def check(self) -> None:
         for field in ("vocab_size", "context", "layers", "heads", "width"):
             self.require(field, getattr(self, field) >= 1, "at least 1")
         self.require("hidden", self.hidden is None or self.hidden >= 1, "at least 1")
         if self.width % self.heads:
-            near = [heads for heads in range(1, self.width + 1) if self.width % heads == 0]
-            near = sorted(sorted(near, key=lambda heads: abs(heads - self.heads))[:3])
+            small = [part for part in range(1, math.isqrt(self.width) + 1) if self.width % part == 0]
+            divisors = {*small, *(self.width // part for part in small)}
+            near = sorted(sorted(divisors, key=lambda heads: abs(heads - self.heads))[:3])
             self.fail("heads", f"does not divide width = {self.width}. Try {', '.join(map(str, near))}")
         groups = self.key_value_heads
         self.require(
@@ -92,8 +94,8 @@ class GPTConfig(Config):
             self.fail("positions", f"rotary needs an even number of features a head, not {self.head_features}")
         if self.positions == "sinusoidal":
             self.require("width", self.width % 2 == 0, "even for sinusoidal positions")
-        self.require("rotary_base", self.rotary_base > 1, "above 1")
-        self.require("logit_cap", self.logit_cap is None or self.logit_cap > 0, "above 0, or none")
+        self.require("rotary_base", 1 < self.rotary_base < math.inf, "a number above 1")
+        self.require("logit_cap", self.logit_cap is None or 0 < self.logit_cap < math.inf, "a number above 0, or none")
         for field in ("dropout", "attention_dropout"):
             self.require(field, 0 <= getattr(self, field) < 1, "at least 0 and below 1")
 
