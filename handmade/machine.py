@@ -7,7 +7,12 @@ import os
 import platform
 import shutil
 import statistics
+import sys
+import sysconfig
 import time
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
 
 import psutil
 import torch
@@ -61,32 +66,48 @@ def bfloat16_gain(size: int = 512) -> float:
 
 
 def compiler_missing(device: torch.device) -> str | None:
-    """Why torch.compile cannot work here, or None."""
-    if device.type == "cpu":
-        named = os.environ.get("CXX")
-        if not any(shutil.which(name) for name in ([named] if named else ["g++", "clang++", "c++", "cl"])):
-            return "there is no C++ compiler"
+    """Why torch.compile cannot work here, or None. It writes C++ for a CPU and Triton for a GPU; what is called from
+    Python needs Python's headers on either."""
+    if device.type == "mps":
+        return "it is not reliable on MPS"
+    if device.type == "cuda" and not (find_spec("triton") and _found("CC", "gcc", "clang", "cc")):
+        return "Triton or a C compiler is missing"
+    if device.type == "cpu" and not _found("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")):
+        return "there is no C++ compiler"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python's headers (python3-dev) are missing"
     return None
+
+
+def _found(variable: str, *usual: str) -> bool:
+    """Whether there is the compiler that an environment variable names, or where it is not set one of the usual."""
+    named = os.environ.get(variable)
+    return any(shutil.which(name) for name in ([named] if named else usual))
 
 
 def require_compiler(device: torch.device) -> None:
     """Raise ResourceError when torch.compile cannot work here."""
     missing = compiler_missing(device)
     if missing:
-        raise ResourceError(f"train.compile = yes: {missing} on this machine. Install g++, or set train.compile=no.")
+        raise ResourceError(f"train.compile = yes: {missing}. Install what is missing, or set train.compile=no.")
 
 
-def free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device, limits: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that a run may take: of the GPU, or of main memory within this process's limits."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
-    try:  # a container's own limit
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            free = min(free, int(limit.read()) - int(used.read()))
-    except (OSError, ValueError):
-        pass
-    return free
+    # A container's own limit, as the two versions of control groups say it.
+    for folder, limit, used in (
+        (limits, "memory.max", "memory.current"),
+        (limits / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError, StopIteration):  # no such file; "max"
+            lines = map(str.split, (folder / "memory.stat").read_text().splitlines())
+            # Files that were read are kept in memory and counted as used, until the room is needed.
+            files = next(int(count) for name, count in lines if name in ("inactive_file", "total_inactive_file"))
+            free = min(free, int((folder / limit).read_text()) - int((folder / used).read_text()) + files)
+    return max(0, free)
 
 
 def describe() -> dict[str, str | int]:
