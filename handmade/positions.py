@@ -86,7 +86,9 @@ def turn(x: Tensor, table: tuple[Tensor, Tensor], fused: bool = True) -> Tensor:
     cosine, sine = (part.to(x.dtype) for part in table)
     first, second = x.chunk(2, dim=-1)
     if fused:
-        return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)
+        # The two halves in one pass each way, which counts where they are small.
+        turned = torch.cat((second, first), dim=-1) * torch.cat((-sine, sine), dim=-1)
+        return torch.addcmul(turned, x, torch.cat((cosine, cosine), dim=-1))
     # A pair is a complex number; turning it is a product with e^(i a). torch has no complex bfloat16.
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     turned = torch.complex(first.to(wide), second.to(wide)) * torch.complex(cosine.to(wide), sine.to(wide))
