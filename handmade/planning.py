@@ -7,10 +7,14 @@ Nothing here is needed to train: a person who sets everything never meets it.
 from __future__ import annotations
 
 import statistics
+import threading
 import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import torch
 
 from handmade import machine
@@ -73,11 +77,16 @@ class Choice:
     reasons: list[str] = field(default_factory=list)
 
 
-def choose(text: TextData, seconds: float, device: torch.device) -> Choice:
-    """Pick a GPT and its settings for `text` and so many seconds on this machine."""
+def choose(
+    text: TextData, seconds: float, device: torch.device, asked: Mapping[str, Mapping[str, Any]] | None = None
+) -> Choice:
+    """Pick a GPT and its settings for `text` and so many seconds on this machine. The shape that is `asked` for
+    stays, and the rest is made to fit it."""
+    asked = asked or {}
     speed = arithmetic_speed(device)
     train_tokens, vocab_size = len(text.train), text.tokenizer.vocab_size
     picked, expected = SIZES[-1], 0.0
+    why = "the smallest of {} sizes: there is little time"
     for size in SIZES:
         parameters = size.parameters + 2 * vocab_size * size.width
         # 6 operations a parameter and token: forward 2, backward 4 (Kaplan et al. 2020, section 2.1,
@@ -86,20 +95,25 @@ def choose(text: TextData, seconds: float, device: torch.device) -> Choice:
         enough = expected >= TOKENS_PER_PARAMETER * parameters
         steps = expected / (size.batch * size.context)
         if enough and steps >= STEPS_AT_LEAST and parameters <= 20 * train_tokens:
-            picked = size
+            picked, why = size, "of {} sizes the largest that sees a token for each parameter in the time given"
             break
+        if enough and steps >= STEPS_AT_LEAST:
+            why = "the smallest of {} sizes: there is little text"
     context = min(picked.context, max(8, train_tokens // 20))
     epochs = expected / train_tokens
     dropout = 0.0 if epochs < 1.5 else 0.1 if epochs < 6 else 0.2
-    reasons = [
-        f"the largest of {len(SIZES)} sizes that sees a token for each parameter in the time given",
-        f"about {epochs:.1f} times through the text, so dropout {dropout:g}" if epochs >= 0.1 else "less than one pass",
-    ]
-    if context < picked.context:
-        reasons.append(f"context {context}, because the text is short")
+    times = f"sees the text about {max(1, epochs):,.0f} times" if epochs >= 1.5 else "sees the text once at most"
+    reasons = [why.format(len(SIZES)), f"dropout {dropout:g}: it {times}"]
+    model, wanted = {**MODERN, **picked.shape(), "context": context, "dropout": dropout}, asked.get("model", {})
+    if wanted.keys() & {"layers", "heads", "width"}:
+        reasons[0] = "with the shape that was asked for"
+    if "dropout" in wanted:
+        del reasons[1]
+    if context < picked.context and "context" not in wanted:
+        reasons.append(f"context {context}: there is little text")
     return Choice(
         {
-            "model": {**MODERN, **picked.shape(), "context": context, "dropout": dropout},
+            "model": {**model, **fitting_heads(picked, wanted)},
             "train": {"batch": picked.batch, "clip": None},
             "optimizer": {
                 "name": "muon",
@@ -111,6 +125,20 @@ def choose(text: TextData, seconds: float, device: torch.device) -> Choice:
         },
         reasons,
     )
+
+
+def fitting_heads(size: Size, wanted: Mapping[str, Any]) -> dict[str, int]:
+    """Heads for a width that was asked for, or a width for heads: each head with an even number of features, as
+    rotary positions need. What cannot be made to fit is left for the config to refuse."""
+    heads, width = wanted.get("heads"), wanted.get("width")
+    if heads is None and width is not None:
+        fits = [count for count in range(1, min(size.heads, max(1, width)) + 1) if width % (2 * count) == 0]
+        groups = wanted.get("key_value_heads") or 1
+        fits = [count for count in fits if count % groups == 0] or fits
+        return {"heads": max(fits, default=1)}
+    if heads is not None and width is None and heads >= 1:
+        return {"width": max(2 * heads, size.width // (2 * heads) * 2 * heads)}
+    return {}
 
 
 def arithmetic_speed(device: torch.device, size: int = 1024) -> float:
@@ -136,16 +164,16 @@ def memory_needed(model: Config, train: TrainConfig, optimizer: str = "adamw") -
         parameters = sum(p.numel() for p in shape(model).parameters())
     kept = {"sgd": 0, "momentum": 1, "nesterov": 1, "adagrad": 1, "rmsprop": 1, "muon": 1}.get(optimizer, 2)
     fixed = 4 * parameters * (2 + kept + (2 if train.average else 0))
+    tokens = train.batch * getattr(model, "context", 1)
+    logits = 4 * 4 * getattr(model, "vocab_size", 1)
     if not isinstance(model, GPTConfig):
-        return fixed
-    tokens = train.batch * model.context
+        return fixed + tokens * logits
     number = 4 if train.precision == "float32" else 2
     # Kept for the backward pass by a block, in features: the stream and its norms (in float32), queries, keys,
     # values, their turned and normed forms, the mixture, and the hidden layer before and after its activation.
     block = 4 * 4 * model.width + number * (8 * model.width + 3 * model.hidden_features)
     block += 4 * model.width if model.dropout else 0
     attention = number * model.heads * model.context * 3 if model.attention_dropout else 0
-    logits = 4 * 4 * model.vocab_size
     return fixed + tokens * (model.layers * (block + attention) + logits)
 
 
@@ -159,6 +187,37 @@ def require_memory(model: Config, train: TrainConfig, optimizer: str, device: to
             " the step stays as large)."
         )
     return needed
+
+
+class Peak:
+    """The most memory that was in use, in bytes."""
+
+    bytes = 0
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Peak]:
+    """Inside, watch how much memory is in use: of the GPU, or of this whole process."""
+    peak, process, over = Peak(), psutil.Process(), threading.Event()
+
+    def watch() -> None:
+        while True:
+            peak.bytes = max(peak.bytes, process.memory_info().rss)
+            if over.wait(0.005):
+                return
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak.bytes = torch.cuda.max_memory_reserved(device)
+        return
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        watcher.join()
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -176,14 +235,30 @@ class Measured:
     tokens_per_second: float
     start_seconds: float
     """What the first step took more than the others: compilation."""
+    memory: int
+    """Bytes at most: of the GPU, or of this process."""
 
 
-def measure(trainer: Trainer, task: LanguageTask, steps: int = 4) -> Measured:
-    """Train a few steps and take them back; score a piece of the validation part."""
-    seconds = trainer.rehearse(1 + steps)
-    step = statistics.median(seconds[1:])
-    tokens = trainer.tokens_in_step()
-    return Measured(step, seconds_to_score(trainer, task), tokens / step, max(0.0, seconds[0] - step))
+def measure(trainer: Trainer, task: LanguageTask, spend: float = 1.0) -> Measured:
+    """Train a few steps and take them back, for about `spend` seconds; score a piece of the validation part.
+
+    Of a step that adds up many micro-batches only one and two of them are tried: the difference is what each of the
+    others will take.
+    """
+    config, tokens = trainer.config, trainer.tokens_in_step()
+    with peak_memory(trainer.device) as peak:
+        trainer.config = config.replace(tokens_per_step=None)
+        once = trainer.tokens_in_step()
+        batches = max(1, -(-tokens // once))
+        first, second = trainer.rehearse(2)
+        more = max(0, min(30, int(spend / second)) - 1)
+        step = statistics.median([second, *(trainer.rehearse(more) if more else [])])
+        if batches > 1:
+            trainer.config = config.replace(tokens_per_step=2 * once)
+            step += (batches - 1) * max(0.0, statistics.median(trainer.rehearse(3)) - step)
+        trainer.config = config
+        evaluation = seconds_to_score(trainer, task)
+    return Measured(step, evaluation, tokens / step, max(0.0, first - second), peak.bytes)
 
 
 def seconds_to_score(trainer: Trainer, task: LanguageTask) -> float:
@@ -199,9 +274,10 @@ def seconds_to_score(trainer: Trainer, task: LanguageTask) -> float:
     return seconds * (len(task.data.validation) - 1) / inputs.numel()
 
 
-def lay_out(trainer: Trainer, seconds: float, measured: Measured) -> None:
-    """Set the number of steps, and how often to evaluate, so that training ends `seconds` from now.
-    Raises ConfigError when there is not time for one step and one evaluation."""
+def lay_out(trainer: Trainer, seconds: float, measured: Measured, asked: Collection[str] = ()) -> None:
+    """Set the number of steps, and how often to evaluate, so that training ends `seconds` from now. What a person
+    `asked` for ("evaluate_every", ...) stays. Raises ConfigError when there is not time for one step and one
+    evaluation."""
     left = seconds - measured.evaluation_seconds  # the last evaluation is always there
     most = int(left / measured.step_seconds)
     if most < 1:
@@ -213,13 +289,18 @@ def lay_out(trainer: Trainer, seconds: float, measured: Measured) -> None:
     evaluations = max(1, min(20, evaluations, most))
     left = seconds - evaluations * measured.evaluation_seconds
     steps = max(1, int(left / measured.step_seconds))
-    every = max(1, -(-steps // evaluations))
-    trainer.config = trainer.config.replace(
-        steps=steps,
-        evaluate_every=every,
-        checkpoint_every=max(1, min(every, int(30 / measured.step_seconds))),
-        report_every=max(1, min(10, steps // 20)),
-    )
+    every: int | None = max(1, -(-steps // evaluations))
+    if "evaluate_every" in asked:
+        every = trainer.config.evaluate_every
+        share = measured.evaluation_seconds / every if every else 0.0  # what evaluating adds to a step
+        steps = max(1, int((seconds - measured.evaluation_seconds) / (measured.step_seconds + share)))
+    picked = {
+        "steps": steps,
+        "evaluate_every": every,
+        "checkpoint_every": max(1, min(every or steps, int(30 / measured.step_seconds))),
+        "report_every": max(1, min(10, steps // 20)),
+    }
+    trainer.config = trainer.config.replace(**{name: value for name, value in picked.items() if name not in asked})
 
 
 def minutes(seconds: float) -> str:

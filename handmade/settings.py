@@ -98,12 +98,13 @@ def from_file(path: Path, family: str) -> Tables:
 
 
 def build(family: str, tables: Tables, vocab_size: int) -> tuple[Config, TrainConfig, OptimizerConfig, ScheduleConfig]:
-    """The four configs, checked."""
-    known = classes(family)
-    model = known["model"].from_dict({**tables["model"], "vocab_size": vocab_size})
-    return (
-        model,
-        TrainConfig.from_dict(tables["train"]),
-        OptimizerConfig.from_dict(tables["optimizer"]),
-        ScheduleConfig.from_dict(tables["schedule"]),
-    )
+    """The four configs, checked. Raises ConfigError that names an option as it is typed: `model.heads`."""
+    given: Tables = {**tables, "model": {**tables["model"], "vocab_size": vocab_size}}
+    made: list[Any] = []
+    for table, cls in classes(family).items():
+        try:
+            made.append(cls.from_dict(given[table]))
+        except ConfigError as problem:
+            raise ConfigError(str(problem).replace(f"{cls.__name__}.", f"{table}.", 1)) from None
+    model, train, optimizer, schedule = made
+    return model, train, optimizer, schedule

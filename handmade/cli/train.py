@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -9,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from handmade.errors import ConfigError
-
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from handmade.jobs import Job
+    from handmade.planning import Measured
 
 SIGNALLED = {"SIGINT": 130, "SIGTERM": 143}  # exit codes, as the shell says it
 
@@ -29,10 +29,10 @@ def train(
     from_: Annotated[Path | None, Parameter(name="--from")] = None,
     resume: Path | None = None,
     out: Path | None = None,
-    force: bool = False,
-    tokenizer: str = "auto",
+    force: Annotated[bool, Parameter(show_default=False)] = False,
+    tokenizer: str | None = None,
     validation: Annotated[tuple[Path, ...], Parameter(show_default=False)] = (),
-    encoding: str = "utf-8",
+    encoding: str | None = None,
     device: str | None = None,
 ) -> int:
     """Train a model on your text.
@@ -46,29 +46,29 @@ def train(
     data
         A text file, several, a folder of them, or a corpus by name: shakespeare.
     minutes
-        Wall-clock time; the number of steps follows from what this machine does.
+        Time for all of it. The number of steps follows, by measuring this machine.
     preset
-        Settings by name; `handmade presets` shows them.
+        Settings by name; `handmade presets` lists them.
     set_
-        An option, as in --set model.layers=6 --set optimizer.learning_rate=0.01. May be given several times.
+        One setting: --set model.layers=6. May be given several times.
     config
-        A TOML file of options, in tables [model], [train], [optimizer], [schedule].
+        A TOML file of settings, in tables [model] [train] [optimizer] [schedule].
     model
         gpt (the usual), bigram or counting.
     from_
-        Fine-tune: begin with the weights and the tokenizer of an earlier run.
+        Fine-tune: begin with the weights and the tokenizer of this run.
     resume
-        Go on with a run that was stopped or killed.
+        Go on with this run, which was stopped or killed.
     out
-        The run folder; runs/NAME without it.
+        Folder to write the run to, instead of runs/NAME.
     force
-        Replace a run that is in the folder already.
+        Replace the run that is in the folder.
     tokenizer
-        auto, char or byte.
+        char or byte; without it, what suits the text.
     validation
-        Files to validate on, instead of the last tenth of the text.
+        A file to validate on, instead of the last tenth of the text.
     encoding
-        Of the text files.
+        Of the text, where it is not UTF-8: latin-1, say.
     device
         auto, cpu, cuda, cuda:1, mps.
     """
@@ -90,83 +90,151 @@ def train(
         encoding=encoding,
         device=device,
     )
-    if resume is not None:
-        if out is not None or force:
-            raise ConfigError("--resume goes on in its own folder: leave out --out and --force.")
-        job = jobs.resume(resume, request, say)
-    else:
-        with Preparing() as bar:
+    say = Columns()
+    with Preparing() as bar:
+        if resume is not None:
+            job = jobs.resume(resume, request, say, bar.show)
+        else:
             job = jobs.new(request, say, bar.show, started)
-        announce(job)
-        job.write(force)
-    if job.trainer is None:
-        loss = jobs.count(job)
-        finish(job, loss)
-        return 0
-    best = job.trainer.train()
-    if job.trainer.stop_reason in SIGNALLED and not job.trainer.finished:
-        print(f"\nStopped at step {job.trainer.step:,} of {job.trainer.config.steps:,}, saved in {job.folder}.")
-        print(f"go on: handmade train --resume {job.folder}")
-        return SIGNALLED[job.trainer.stop_reason]
-    finish(job, best)
+    announce(job, say)
+    if resume is None:
+        job.write()
+    if job.trainer is not None:
+        job.trainer.train()
+        if job.trainer.stop_reason in SIGNALLED:
+            print(f"\nStopped at step {job.trainer.step:,} of {job.trainer.config.steps:,}, saved in {job.folder}.")
+            print(f"go on: handmade train --resume {quoted(job.folder)}")
+            return SIGNALLED[job.trainer.stop_reason]
+    finish(job)
     return 0
 
 
-def say(label: str, sentence: str) -> None:
-    """A line in two columns."""
-    print(f"{label[:13]:13} {sentence}")
+class Columns:
+    """Prints lines in two columns: a label, said once for all lines that it is for, and a sentence."""
+
+    WIDTH = 13
+
+    def __init__(self) -> None:
+        self.label = ""
+
+    def __call__(self, label: str, sentence: str) -> None:
+        from rich.cells import set_cell_size
+
+        shown = "" if label == self.label else label
+        self.label = label or self.label
+        for line in broken(sentence, self.WIDTH + 1):
+            print(f"{set_cell_size(shown, self.WIDTH)} {line}", flush=True)
+            shown = ""
 
 
-def announce(job: Job) -> None:
+def broken(sentence: str, margin: int) -> list[str]:
+    """A sentence in lines that fit the terminal beside a margin; in one line where there is no terminal."""
+    import shutil
+    import textwrap
+
+    if not sys.stdout.isatty():
+        return [sentence]
+    room = max(40, shutil.get_terminal_size().columns - margin)
+    return textwrap.wrap(sentence, room, break_long_words=False, break_on_hyphens=False)
+
+
+def announce(job: Job, say: Columns) -> None:
     """What will be trained, how fast this machine is with it, and what there is to beat."""
-    from handmade import jobs, planning
+    from handmade import planning
 
-    say("model", jobs.about(job))
+    say("model", about(job))
     if job.trainer is not None and job.measured is not None:
-        steps, speed = job.trainer.config.steps, job.measured.tokens_per_second
-        time_needed = planning.minutes(steps * job.measured.step_seconds)
-        how = f"{job.trainer.precision}, {'compiled' if job.trainer.compiled else 'eager'}"
-        say("this machine", f"{speed:,.0f} tokens/s ({how}), so {steps:,} steps in {time_needed}")
-    say("to beat", f"{job.line:.3f} (5-gram by counting)")
+        steps, measured = job.trainer.config.steps, job.measured
+        seconds = planning.minutes(steps * measured.step_seconds)
+        how = f"{job.trainer.precision}, {'compiled' if job.trainer.compiled else 'not compiled'}"
+        say("this machine", f"{measured.tokens_per_second:,.0f} tokens/s ({how}), so {steps:,} steps in {seconds}")
+        say("memory", memory(measured, job.trainer.config.device))
+    if job.line is not None:
+        say("to beat", f"{job.line:.3f} (5-gram by counting)")
     print(flush=True)
 
 
-def finish(job: Job, best: float) -> None:
+def about(job: Job) -> str:
+    """The model in a line."""
+    from handmade.cli.presets import millions
+    from handmade.models import parameter_count
+
+    shape = job.model.config.to_dict()  # type: ignore[union-attr, operator]
+    if job.family == "counting":
+        return f"{shape['order']}-grams by counting: {len(job.model.keys):,} of them"  # type: ignore[arg-type]
+    sizes = [
+        f"{shape[name]} {name}" if shape[name] != 1 else f"1 {name[:-1]}"
+        for name in ("layers", "heads")
+        if name in shape
+    ]
+    sizes += [f"{name} {shape[name]:,}" for name in ("width", "context") if name in shape]
+    return f"{job.family}, {', '.join(sizes)}: {millions(parameter_count(job.model))} parameters"
+
+
+def memory(measured: Measured, device: str) -> str:
+    """What was measured, and what there is."""
+    import torch
+
+    from handmade import machine
+    from handmade.files import readable
+
+    free = readable(machine.free_memory(torch.device(device)))
+    return f"{readable(measured.memory)} while training, measured; {free} more are free"
+
+
+def finish(job: Job) -> None:
     """How good it became, a sample, and what to do next."""
     from handmade import planning
 
-    files = "model, metrics.jsonl, curve.png" if job.trainer is not None else "model"
-    against = ""
-    if job.line is not None and job.trainer is not None:
-        when = below_at(job)
-        against = f", {'below' if best < job.line else 'not below'} the counting line of {job.line:.3f}"
-        against += f" after {planning.minutes(when)} of training" if when is not None else ""
-    print(f"\nvalidation {best:.3f}{against}. Saved in {job.folder} ({files}).\n")
+    if job.trainer is None:
+        assert job.loss is not None
+        print(f"validation {job.loss:.3f}. Saved in {job.folder} (model).\n")
+    else:
+        best, against = job.trainer.best_loss, ""
+        if job.line is not None:
+            when = below_at(job)
+            against = f", {'below' if best < job.line else 'not below'} the counting line of {job.line:.3f}"
+            against += f" after {planning.minutes(when)} of training" if when is not None else ""
+        print(f"\nvalidation {best:.3f}{against}. Saved in {job.folder} (model, metrics.jsonl, curve.png).")
+        if job.trainer.turned:
+            print(f"Stopped early: it was best at step {job.trainer.best_step:,}. The weights of that step were kept.")
+        print()
     show_sample(job)
-    print(f'\ntry: handmade sample {job.folder} --prompt "..."')
+    print(f'\ntry: handmade sample {quoted(job.folder)} --prompt "..."')
+
+
+def quoted(folder: Path) -> str:
+    """A folder as it can be typed."""
+    return shlex.quote(str(folder))
 
 
 def below_at(job: Job) -> float | None:
     """Seconds of training after which an evaluation was first below the counting line."""
-    import json
+    from handmade import checkpoint, curve
 
-    from handmade import checkpoint
-
-    with open(job.folder / checkpoint.METRICS, encoding="utf-8") as file:
-        for line in map(json.loads, file):
-            if job.line is not None and line.get("val_loss") is not None and line["val_loss"] < job.line:
-                return line["train_seconds"]
+    for line in curve.read_metrics(job.folder / checkpoint.METRICS):
+        loss = line.get("val_loss")
+        if job.line is not None and loss is not None and loss < job.line:
+            return line["train_seconds"]
     return None
 
 
-def show_sample(job: Job) -> None:
-    """What the model writes by itself, drawn with a fixed seed."""
-    import handmade
+SAMPLE_SECONDS = 5.0  # a sample ends here at the latest: a large model on a slow machine has written enough
 
-    written = handmade.load(job.folder, str(job.trainer.device) if job.trainer else "cpu")
-    for piece in written.stream("\n", tokens=300, temperature=0.8, seed=0):
-        print(piece.lstrip("\n") if piece.startswith("\n\n\n") else piece, end="", flush=True)
-    print()
+
+def show_sample(job: Job) -> None:
+    """What the model writes by itself, drawn with a fixed seed; blank lines that it begins with are left out."""
+    from handmade.cli.sample import SampleOptions, Writer
+
+    began = time.perf_counter()
+    device = str(job.trainer.device) if job.trainer else "cpu"
+    writer = Writer(job.folder, SampleOptions(device=device))
+    last = ""
+    for piece in writer.run.stream(tokens=300, temperature=0.8, seed=0):
+        last = writer.put(piece if last else piece.lstrip("\n")) or last
+        if time.perf_counter() - began > SAMPLE_SECONDS:
+            break
+    writer.end(last)
 
 
 class Preparing:
@@ -176,7 +244,9 @@ class Preparing:
         from rich.console import Console
         from rich.progress import Progress
 
-        self.bar = Progress(console=Console(stderr=True), transient=True)
+        self.console = Console(stderr=True)
+        # What is printed meanwhile stays on standard output, where it may go into a file.
+        self.bar = Progress(console=self.console, transient=True, redirect_stdout=False, redirect_stderr=False)
         self.began = time.perf_counter()
         self.task: TaskID | None = None
         self.shown = sys.stderr.isatty()
@@ -193,6 +263,7 @@ class Preparing:
             return
         if self.task is None:
             self.bar.start()
+            self.console.show_cursor(True)  # a process that is killed must not leave the terminal without one
             self.task = self.bar.add_task("reading the text", total=total)
         self.bar.update(self.task, completed=done)
         if done >= total:
@@ -200,7 +271,10 @@ class Preparing:
 
 
 def process_age() -> float:
-    """Seconds since this process began: the imports are part of the time that a person waits."""
+    """Seconds since this process began, where it is one for this command: the imports are part of the time that a
+    person waits."""
     import psutil
 
-    return time.time() - psutil.Process().create_time()
+    if sys.argv[1:2] != ["train"]:
+        return 0.0
+    return max(0.0, time.time() - psutil.Process().create_time())

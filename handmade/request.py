@@ -1,0 +1,159 @@
+"""What a person asks for on the command line, and what of it can be refused before any text is read."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from handmade import checkpoint, corpora, machine, planning, presets, progress, run, settings, texts
+from handmade.errors import ConfigError, ResourceError, RunError, did_you_mean
+from handmade.models import CountingModel
+from handmade.settings import Tables
+from handmade.tokenizers import KINDS
+
+MINUTES = 5.0  # of a plain `handmade train`
+TABLES = ("model", "train", "optimizer", "schedule")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asked for. `None` and empty mean: pick it."""
+
+    data: tuple[str, ...] = ()
+    minutes: float | None = None
+    preset: str | None = None
+    config: tuple[Path, ...] = ()
+    set: tuple[str, ...] = ()
+    model: str | None = None
+    start: Path | None = None
+    """A run to fine-tune: its weights and tokenizer."""
+    out: Path | None = None
+    force: bool = False
+    tokenizer: str | None = None
+    validation: tuple[Path, ...] = ()
+    encoding: str | None = None
+    device: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Option as it is typed -> its value, for all but the data and what was left out."""
+        values = {"from" if name == "start" else name: value for name, value in vars(self).items() if name != "data"}
+        return {f"--{name}": value for name, value in values.items() if value not in (None, (), False)}
+
+    def command(self) -> str:
+        """The command line that asks for this."""
+        words = ["handmade", "train", *self.data]
+        for option, value in self.given().items():
+            for one in value if isinstance(value, tuple) else (value,):
+                words += [option] if one is True else [option, f"{one:g}" if isinstance(one, float) else str(one)]
+        return shlex.join(words)
+
+
+def check_words(request: Request) -> None:
+    """Raise ConfigError for words that do not go together, whatever they name."""
+    if not request.data:
+        raise ConfigError("Name a text to train on: a file, a folder, or a corpus such as shakespeare.")
+    if request.minutes is not None and not 0 < request.minutes < math.inf:
+        raise ConfigError(f"--minutes {request.minutes:g}: must be a number above 0.")
+    if request.start is not None:
+        for option, whose in (("--preset", "settings"), ("--tokenizer", "tokenizer")):
+            if option in request.given():
+                raise ConfigError(
+                    f"{option}: --from {request.start} takes the {whose} of that run. Leave one of the two out."
+                )
+    kinds = ("auto", *KINDS)
+    if request.tokenizer is not None and request.tokenizer not in kinds:
+        near = did_you_mean(request.tokenizer, kinds)
+        raise ConfigError(f"--tokenizer {request.tokenizer}: must be one of {', '.join(kinds)}.{near}")
+    texts.check_encoding(request.encoding or "utf-8")
+
+
+def find_folder(request: Request, name: str) -> Path:
+    """Where the run goes: `--out`, or runs/NAME. Raises RunError where something is in the way, unless forced, and
+    ResourceError where nothing can be written."""
+    folder = request.out or Path("runs") / name
+    if folder.exists() and not (request.force and folder.is_dir()):
+        checkpoint.prepare_folder(folder)  # raises where something is in it, and says what to do
+    place = standing(folder)
+    if not place.is_dir():
+        raise RunError(f"{folder}: {place} is a file. Choose another folder with --out.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ResourceError(f"{folder}: nothing may be written in {place}. Choose another folder with --out.")
+    return folder
+
+
+def find_family(request: Request, preset: presets.Preset | None, old: run.Run | None) -> str:
+    """gpt, unless --model, the preset or the run to begin with says otherwise. Raises ConfigError where they differ."""
+    family = request.model
+    if family is not None:
+        settings.classes(family)  # raises for one that there is not
+    if preset is not None and family not in (None, preset.family):
+        raise ConfigError(f"--preset {request.preset} is for --model {preset.family}, not {family}.")
+    if old is not None:
+        if family not in (None, old.config["family"]):
+            raise ConfigError(f"--from {request.start}: is a {old.config['family']} model. Leave out --model {family}.")
+        if isinstance(old.model, CountingModel):
+            raise ConfigError(
+                f"--from {request.start}: a counting model has no weights to go on from. Train a new one."
+            )
+    return family or (old.config["family"] if old else preset.family if preset else "gpt")
+
+
+def check_settings(
+    request: Request, family: str, preset: presets.Preset | None, old: run.Run | None, asked: Tables, folder: Path
+) -> tuple[torch.device, float | None]:
+    """Raise ConfigError, ResourceError for settings that cannot be, whatever the text is. Returns the device, and the
+    seconds that the run is given, None where its number of steps is."""
+    planned = request.minutes is not None or (preset is None and "steps" not in asked["train"])
+    if request.minutes is not None and "steps" in asked["train"]:
+        raise ConfigError("--minutes decides the number of steps. Leave it out, or train.steps.")
+    candidates = [settings.merged(given_tables(preset, old), asked)]
+    if family == "gpt" and preset is None and old is None:  # the size is picked later: one of them has to fit
+        shapes = [{**size.shape(), **planning.fitting_heads(size, asked["model"])} for size in planning.SIZES]
+        candidates = [settings.merged({"model": {**presets.MODERN, **shape}}, asked) for shape in shapes]
+    problem: ConfigError | None = None
+    for tables in reversed(candidates):  # the smallest first: its error is the one to show
+        try:
+            train = settings.build(family, tables, 256)[1]
+            break
+        except ConfigError as wrong:
+            problem = problem or wrong
+    else:
+        assert problem is not None
+        raise problem
+    device = machine.find_device(train.device)
+    if train.precision != "auto":
+        machine.find_precision(train.precision, device)
+    if train.compile == "yes":
+        machine.require_compiler(device)
+    progress.check_tensorboard(train, folder)
+    seconds = 60 * (MINUTES if request.minutes is None else request.minutes)
+    return device, seconds if planned else None
+
+
+def given_tables(preset: presets.Preset | None, old: run.Run | None) -> Tables:
+    """The tables of a preset, or of a run to begin with."""
+    if preset is not None:
+        return settings.merged({name: getattr(preset, name) for name in TABLES})
+    if old is None:
+        return settings.merged()
+    tables = settings.merged({name: old.config[name] for name in TABLES})
+    del tables["model"]["vocab_size"]
+    for name in ("device", "precision", "compile", "threads"):
+        tables["train"].pop(name, None)  # of the machine that it was trained on
+    return tables
+
+
+def is_named(name: str) -> bool:
+    """Whether this is a corpus by name, which may have to be fetched."""
+    return name in corpora.CORPORA and not os.path.exists(name)
+
+
+def standing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
