@@ -169,7 +169,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise RunError(f"{path}: missing, so {path.parent} is not a whole run.") from None
     except (SafetensorError, OSError, ValueError) as problem:
         raise RunError(f"{path}: damaged or cut short ({problem}).") from None
-    if "digest" in about and digest(tensors, about) != about["digest"]:  # weights from elsewhere have none
+    if "digest" not in about:
+        raise RunError(f"{path}: damaged, or not written by handmade: it has no digest.")
+    if digest(tensors, about) != about["digest"]:
         raise RunError(f"{path}: damaged, its bytes are not those that were written.")
     return tensors, about
 
