@@ -185,21 +185,25 @@ class LayerCache:
 
 
 class KeyValueCache:
-    """A `LayerCache` for each layer, and how many positions they hold (`length`)."""
+    """A `LayerCache` for each layer, how many positions they hold (`length`), and the newest token of each row
+    (`last` (rows,), None while there is none)."""
 
     def __init__(self, layers: int, rows: int, heads: int, capacity: int, features: int, like: Tensor) -> None:
         self.layers = [LayerCache(rows, heads, capacity, features, like) for _ in range(layers)]
         self.capacity = capacity
         self.length = 0
+        self.last: Tensor | None = None
 
     def select(self, rows: Tensor) -> None:
         """Row i becomes what row `rows[i]` was: a beam goes on from another one. Shapes: rows (R,) int64."""
         for layer in self.layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        if self.last is not None:
+            self.last = self.last[rows]
 
     def clear(self) -> None:
         """Forget everything; the memory stays."""
-        self.length = 0
+        self.length, self.last = 0, None
 
 
 class Attention(Module):

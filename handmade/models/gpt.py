@@ -43,6 +43,9 @@ class GPTConfig(Config):
     norm_placement: Literal["pre", "post"] = "pre"
     embedding_norm: bool = False
     """Norm the embeddings before the first block."""
+    pair_embedding: bool = False
+    """Add a learned vector for each pair of a token and the one before it: what usually follows two characters
+    need not be worked out by attention. For small vocabularies: a row for every pair (PairEmbedding)."""
     positions: Literal["none", "learned", "sinusoidal", "rotary"] = "learned"
     rotary_base: float = 10_000.0
     query_key_norm: bool = False
@@ -94,16 +97,56 @@ class GPTConfig(Config):
             self.fail("positions", f"rotary needs an even number of features a head, not {self.head_features}")
         if self.positions == "sinusoidal":
             self.require("width", self.width % 2 == 0, "even for sinusoidal positions")
+        if self.pair_embedding:
+            self.require("vocab_size", self.vocab_size <= PAIRED, f"at most {PAIRED} with pair_embedding")
         self.require("rotary_base", 1 < self.rotary_base < math.inf, "a number above 1")
         self.require("logit_cap", self.logit_cap is None or 0 < self.logit_cap < math.inf, "a number above 0, or none")
         for field in ("dropout", "attention_dropout"):
             self.require(field, 0 <= getattr(self, field) < 1, "at least 0 and below 1")
 
 
+PAIRED = 1024  # largest vocabulary with a row for every pair
+
+
+class PairEmbedding(Embedding):
+    """A learned vector for each pair of neighbours, so that a token is told apart by the one before it.
+
+        y[t] = W[token[t - 1] * V + token[t]]
+
+    A token with none before it has rows of its own, the last V. All start at zero: nothing is added at first.
+
+    Shapes: tokens (B, T) int64, before (B,) the tokens ahead of the first column, starts (B,) the columns where
+    rows begin -> (B, T, C). V vocabulary.
+    Source: the table of token pairs in the records of modded-nanogpt (pull request 201, January 2026), which
+    hashes pairs to fewer rows; here the vocabulary is small enough for all.
+    """
+
+    def __init__(self, vocab_size: int, width: int) -> None:
+        super().__init__((vocab_size + 1) * vocab_size, width)
+        self.vocab_size = vocab_size
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Zeros: nothing is drawn."""
+        nn.init.zeros_(self.weight)
+
+    def pairs(self, tokens: Tensor, before: Tensor | None = None, starts: Tensor | None = None) -> Tensor:
+        """The row of the table at each token. Shapes: as `forward` -> (B, T) int64."""
+        if before is None:
+            before = tokens.new_full((len(tokens),), self.vocab_size)
+        previous = torch.cat((before[:, None], tokens[:, :-1]), dim=1)
+        if starts is not None:
+            columns = torch.arange(tokens.shape[1], device=tokens.device)
+            previous = previous.masked_fill(columns <= starts[:, None], self.vocab_size)
+        return previous * self.vocab_size + tokens
+
+    def forward(self, tokens: Tensor, before: Tensor | None = None, starts: Tensor | None = None) -> Tensor:
+        return super().forward(self.pairs(tokens, before, starts))
+
+
 class GPT(Module):
     """A decoder-only transformer: token and position in, the logits of the next token out.
 
-        x = embedding(tokens) (+ positions)
+        x = embedding(tokens) (+ pairs) (+ positions)
         x = block(x)                                   `layers` times
         logits = head(norm(x))                         no final norm after post-norm blocks
 
@@ -118,6 +161,7 @@ class GPT(Module):
         self.config = config
         c = config
         self.embedding = Embedding(c.vocab_size, c.width)
+        self.pair_embedding = PairEmbedding(c.vocab_size, c.width) if c.pair_embedding else None
         self.position = Embedding(c.context, c.width) if c.positions == "learned" else None
         self.embedding_norm = make_norm(c.norm if c.embedding_norm else "none", c.width, c.bias)
         self.rotary = Rotary(c.head_features, c.context, c.rotary_base) if c.positions == "rotary" else None
@@ -152,6 +196,8 @@ class GPT(Module):
             if isinstance(module, (Linear, Embedding, LayerNorm, RMSNorm)):
                 module.reset_parameters(generator)
             if c.initialization == "torch" or not isinstance(module, (Linear, Embedding)):
+                continue
+            if isinstance(module, PairEmbedding):
                 continue
             deviation = 0.02
             if c.initialization == "fan-in":
@@ -194,6 +240,9 @@ class GPT(Module):
         if length + new > self.context:
             raise ConfigError(f"{length + new} tokens do not fit the context of {self.context}.")
         x = self.embedding(tokens)
+        if self.pair_embedding is not None:
+            before = cache.last if cache is not None and length > 0 else None
+            x = x + self.pair_embedding(tokens, before, None if starts is None else starts - length)
         where = slice(length, length + new) if starts is None else positions_of(length, new, starts, tokens.device)
         rotation = None
         if self.position is not None:
@@ -208,7 +257,7 @@ class GPT(Module):
         for index, block in enumerate(self.blocks):
             x = block(x, mask, rotation, None if cache is None else cache.layers[index], length)
         if cache is not None:
-            cache.length = length + new
+            cache.length, cache.last = length + new, tokens[:, -1]
         return self.norm(x)
 
     def forward(self, tokens: Tensor, cache: KeyValueCache | None = None, starts: Tensor | None = None) -> Tensor:
