@@ -10,10 +10,8 @@ traceback, exit code 1.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, get_args
 
 import handmade
@@ -63,7 +61,6 @@ def main(words: Sequence[str] | None = None) -> None:
             print(file=sys.stderr)  # so that the shell's prompt does not stand behind ^C
         code = INTERRUPTED
     except BrokenPipeError:  # the reader, `head` say, has seen enough
-        discard_output()
         code = PIPE_CLOSED
     if code:
         raise SystemExit(code)
@@ -106,6 +103,7 @@ def call(name: str, words: list[str]) -> int:
         help_format="plaintext",
         help_formatter=DefaultFormatter(panel_spec=PanelSpec(box=no_lines, padding=(0, 2))),
         version_flags=(),
+        suppress_keyboard_interrupt=False,  # `main` answers it
     )
     app["--help"].show = False
     app.default(function_of(name))
@@ -156,11 +154,3 @@ def without_none(kind: Any) -> Any:
     """The type of an option's value: what is left out is None, but None cannot be typed."""
     kinds = [one for one in get_args(kind) if one is not type(None)]
     return kinds[0] if len(kinds) == 1 and type(None) in get_args(kind) else kind
-
-
-def discard_output() -> None:
-    """Have what is still written to standard output go nowhere: Python would complain about the closed pipe at exit."""
-    with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)

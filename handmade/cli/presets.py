@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,8 +46,6 @@ def names() -> list[str]:
 
 def facts(name: str) -> dict[str, Any]:
     """What there is to know about a preset, with its parameters counted."""
-    import torch
-
     from handmade import planning
     from handmade.models import FAMILIES, parameter_count
     from handmade.presets import PRESETS
@@ -58,8 +58,9 @@ def facts(name: str) -> dict[str, Any]:
     vocab_size = preset.vocab_size or CHARACTERS
     config = settings.from_dict({**preset.model, "vocab_size": vocab_size})
     train = TrainConfig.from_dict(preset.train)
-    with torch.device("meta"):  # shapes only: the large ones would not fit
+    with shapes_only():
         parameters = parameter_count(made(config))
+        memory = planning.memory_needed(config, train, preset.optimizer.get("name", "adamw"))
     context = getattr(config, "context", 1)
     return {
         "name": name,
@@ -71,13 +72,32 @@ def facts(name: str) -> dict[str, Any]:
         "context": context,
         "batch": train.batch,
         "batches_per_step": -(-(train.tokens_per_step or 1) // (train.batch * context)),
-        "memory_bytes": planning.memory_needed(config, train, preset.optimizer.get("name", "adamw")),
+        "memory_bytes": memory,
         "steps": train.steps,
         "model": preset.model,
         "train": preset.train,
         "optimizer": preset.optimizer,
         "schedule": preset.schedule,
     }
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Inside, parameters have shapes and no numbers: the large models would not fit, and would take long to fill."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Unfilled(TorchFunctionMode):
+        """What changes a tensor in place, as initialisation does, is left out: it takes PyTorch seconds in all."""
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name, kwargs = getattr(function, "__name__", ""), kwargs or {}
+            if name.endswith("_") and not name.endswith("__"):
+                return args[0] if args else kwargs["tensor"]
+            return function(*args, **kwargs)
+
+    with torch.device("meta"), Unfilled():
+        yield
 
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:
