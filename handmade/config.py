@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 import types
 import typing
 from collections.abc import Mapping
@@ -105,10 +106,14 @@ def coerce(value: Any, annotation: Any) -> Any:
         return None if value is None else WRONG
     if annotation is bool:
         return value if isinstance(value, bool) else WRONG
-    if annotation is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if annotation is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
+    # The numbers of numpy are numbers too; they become Python's, which JSON can write.
+    if annotation is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            return WRONG
+    if annotation is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
     if annotation is str and isinstance(value, str):
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
@@ -153,7 +158,8 @@ def _parse_one(text: str, annotation: Any) -> Any:
         return next((word for word in typing.get_args(annotation) if str(word) == text), WRONG)
     if origin is tuple:
         kind = typing.get_args(annotation)[0]
-        parts = [_parse_one(part.strip(), kind) for part in text.split(",")]
+        # With or without the brackets that a list has in TOML.
+        parts = [_parse_one(part.strip(), kind) for part in text.strip("[]() ").split(",")]
         return WRONG if any(part is WRONG for part in parts) else tuple(parts)
     return text if annotation is str else WRONG
 
@@ -170,6 +176,7 @@ def describe(annotation: Any) -> str:
     if origin is typing.Literal:
         return "one of " + ", ".join(str(word) for word in arguments) if len(arguments) > 1 else str(arguments[0])
     if origin is tuple:
-        return "a list of " + describe(arguments[0]).removeprefix("a ").removeprefix("an ") + "s"
+        count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
+        return f"a list of {count}{describe(arguments[0]).removeprefix('a ')}s"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
     return words.get(annotation, str(annotation))

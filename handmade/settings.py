@@ -13,7 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from handmade.config import Config, parse
+import tomli_w
+
+from handmade.config import WRONG, Config, coerce, describe, parse
 from handmade.errors import ConfigError, DataError, did_you_mean
 from handmade.models import FAMILIES
 from handmade.optimizers import OptimizerConfig
@@ -24,6 +26,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+VOCABULARY = "the text and its tokenizer decide it."
 
 Tables = dict[str, dict[str, Any]]
 
@@ -41,6 +45,14 @@ def classes(family: str) -> dict[str, type[Config]]:
     }
 
 
+def options(family: str) -> dict[str, dict[str, Any]]:
+    """Table -> option -> type, of all that a person may set. Raises ConfigError for an unknown family."""
+    return {
+        table: {name: kind for name, kind in cls.annotations().items() if name != "vocab_size"}
+        for table, cls in classes(family).items()
+    }
+
+
 def merged(*layers: Mapping[str, Mapping[str, Any]]) -> Tables:
     """One set of tables; a later layer's setting wins."""
     result: Tables = {table: {} for table in ("model", "train", "optimizer", "schedule")}
@@ -52,19 +64,18 @@ def merged(*layers: Mapping[str, Mapping[str, Any]]) -> Tables:
 
 def from_words(words: Iterable[str], family: str) -> Tables:
     """`table.option=value`, as typed after --set. Raises ConfigError with the nearest option."""
-    known = {
-        f"{table}.{name}": kind for table, cls in classes(family).items() for name, kind in cls.annotations().items()
-    }
+    known = {f"{table}.{name}": kind for table, kinds in options(family).items() for name, kind in kinds.items()}
     result = merged()
     for word in words:
         name, equals, value = word.partition("=")
         name = name.strip()
         if not equals:
             raise ConfigError(f"--set {word}: needs a value, as in --set model.layers=6.")
-        if name == "model.vocab_size":
-            raise ConfigError("--set model.vocab_size: the text and its tokenizer decide it.")
+        last = name.rpartition(".")[2]
+        if last == "vocab_size":
+            raise ConfigError(f"--set {name}: {VOCABULARY}")
         if name not in known:
-            last = name.rpartition(".")[2]  # the right option in the wrong table is the likeliest slip
+            # The right option in the wrong table is the likeliest slip.
             same = [full for full in known if full.endswith(f".{last}")]
             near = f" Did you mean {same[0]}?" if same else did_you_mean(name, known)
             raise ConfigError(f"--set {name}: no such option.{near or ' Options look like model.layers, train.seed.'}")
@@ -76,25 +87,52 @@ def from_words(words: Iterable[str], family: str) -> Tables:
 def from_file(path: Path, family: str) -> Tables:
     """The tables of a TOML file. Raises DataError for one that cannot be read, ConfigError for a wrong setting."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file.") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise DataError(f"{path}: cannot be read ({problem}).") from None
     except tomllib.TOMLDecodeError as problem:
         raise DataError(f"{path}: not TOML ({problem}).") from None
-    result = merged()
-    known = classes(family)
-    for table, options in values.items():
-        if table not in known or not isinstance(options, dict):
-            raise ConfigError(f"{path}: no table [{table}].{did_you_mean(table, known)}")
-        for option, value in options.items():
-            annotations = known[table].annotations()
-            if option not in annotations or (table, option) == ("model", "vocab_size"):
-                raise ConfigError(f"{path}: no option {option} in [{table}].{did_you_mean(option, annotations)}")
-            # TOML has no null: the word stands for it, as on the command line.
-            result[table][option] = None if value == "none" else value
+    result, known = merged(), options(family)
+    for table, given in values.items():
+        if table not in known:
+            near = did_you_mean(table, known) or f" There are {', '.join(f'[{name}]' for name in known)}."
+            if not isinstance(given, dict):
+                raise ConfigError(f"{path}: {table} stands in no table.{home(table, known) or near}")
+            raise ConfigError(f"{path}: no table [{table}].{near}")
+        if not isinstance(given, dict):
+            raise ConfigError(f"{path}: {table} = {given!r}: must be a table, [{table}].")
+        for option, value in given.items():
+            if option == "vocab_size":
+                raise ConfigError(f"{path}: vocab_size in [{table}]: {VOCABULARY}")
+            if option not in known[table]:
+                near = home(option, known) or did_you_mean(option, known[table])
+                raise ConfigError(f"{path}: no option {option} in [{table}].{near}")
+            kind = known[table][option]
+            found = coerce(value, kind)
+            if found is WRONG and value == "none":  # TOML has no null: the word stands for it
+                found = coerce(None, kind)
+            if found is WRONG:
+                raise ConfigError(f"{path}: {option} = {value!r} in [{table}]: must be {describe(kind)}.")
+            result[table][option] = found
     return result
+
+
+def home(option: str, known: Mapping[str, Iterable[str]]) -> str:
+    """` Did you mean [table] option?` for the table that has it, or the empty string."""
+    tables = [table for table, names in known.items() if option in names]
+    return f" Did you mean [{tables[0]}] {option}?" if tables else ""
+
+
+def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """The text of a file that `from_file` reads back to the same settings."""
+    written = {
+        table: {option: "none" if value is None else value for option, value in values.items()}
+        for table, values in tables.items()
+        if values
+    }
+    return tomli_w.dumps(written)
 
 
 def build(family: str, tables: Tables, vocab_size: int) -> tuple[Config, TrainConfig, OptimizerConfig, ScheduleConfig]:
