@@ -212,6 +212,18 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_messages_that_are_explained_are_said_somewhere() -> None:
+    said = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("handmade/**/*.py"))
+    table = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("## When something goes wrong")[2]
+    messages = [
+        message for cell in re.findall(r"^\| (.*?) \|", table, re.MULTILINE) for message in re.findall('"(.*?)"', cell)
+    ]
+    assert len(messages) > 8
+    for message in messages:
+        for part in message.split("..."):
+            assert part.strip() in said, message
+
+
 @functools.cache
 def defined(path: Path) -> set[str]:
     """What a Python file defines: functions, classes, names, and `Class.member`."""
