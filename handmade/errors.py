@@ -45,7 +45,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     >>> did_you_mean("layrs", ["layers", "heads"])
     ' Did you mean layers?'
     """
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {near[0]}?" if near else ""
 
 

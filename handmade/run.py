@@ -85,13 +85,16 @@ class Run:
 
     def evaluate(
         self, data: Sequence[str | os.PathLike[str]] | None = None, precision: str = "float32"
-    ) -> dict[str, float]:
-        """Loss, perplexity and bits per byte on the whole validation part of what it was trained on, or of `data`.
+    ) -> dict[str, Any]:
+        """Loss, perplexity and bits per byte on the whole validation part of what it was trained on, or of `data`,
+        and the loss of a 5-gram by counting there (None for other `data`).
 
         Raises DataError where the text is not there any more or has changed.
         """
         text = evaluation.prepare_again(self.config["data"], self.tokenizer, data)
-        return evaluation.evaluate(self.model, text, self.device, precision)
+        scores = evaluation.evaluate(self.model, text, self.device, precision)
+        # A model that counted the run's text says nothing of another one.
+        return {**scores, "counting_line": None if data else self.config.get("counting_line")}
 
 
 def load(folder: str | os.PathLike[str], device: str = "auto") -> Run:
@@ -100,6 +103,11 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Run:
     config = read_config(folder)
     tokenizer = read_tokenizer(folder)
     model = build_model(config["family"], config["model"], folder / checkpoint.CONFIG)
+    if tokenizer.vocab_size != config["model"]["vocab_size"]:
+        raise RunError(
+            f"{folder / checkpoint.TOKENIZER}: knows {tokenizer.vocab_size} tokens, the model"
+            f" {config['model']['vocab_size']}: not the tokenizer of this run."
+        )
     if not (folder / checkpoint.WEIGHTS).exists():
         raise RunError(
             f"{folder}: has no weights yet: they come with the first evaluation.\n"

@@ -39,10 +39,9 @@ def evaluate(
     found = handmade.load(run, device=device)
     machine.find_precision(precision, found.device)
     scores: dict[str, Any] = found.evaluate(list(data) or None, precision=precision)
-    # The line of the run is that of its own text; another text has another one.
-    line = scores.get("counting_line") if data else found.config.get("counting_line")
+    line = None if found.config["family"] == "counting" else scores["counting_line"]
     if json:
-        print(json_module.dumps({**scores, "counting_line": line, "precision": precision}, indent=2))
+        print(json_module.dumps({**scores, "precision": precision}, indent=2))
         return
     text = data or named(found.config["data"])
     print(describe(f"{run} on {', '.join(text)}", scores, line, precision))
