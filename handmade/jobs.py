@@ -379,11 +379,13 @@ def _text_again(
             fraction=record["fraction"],
             progress=progress,
         )
-    except (DataError, TokenizerError) as problem:
+    except TokenizerError:
+        text = None  # the tokenizer knew every character of the text that it was trained on
+    except DataError as problem:
         raise RunError(f"{folder}: cannot go on. {problem}") from None
     except (KeyError, TypeError) as problem:
         raise RunError(f"{folder / checkpoint.CONFIG}: damaged ({problem!r} in what it says of the data).") from None
-    if text.fingerprint != record["fingerprint"]:
+    if text is None or text.fingerprint != record["fingerprint"]:
         what = f"{files[0]} is not the text that it was trained on" if given else f"{files[0]} was changed since"
         raise RunError(
             f"{folder}: cannot go on. {what}.\nGo on with the old text, or train anew on this one:"

@@ -101,7 +101,7 @@ def train(
         job.write()
     if job.trainer is not None:
         job.trainer.train()
-        if job.trainer.stop_reason in SIGNALLED:
+        if job.trainer.stop_reason in SIGNALLED and not job.trainer.finished:
             print(f"\nStopped at step {job.trainer.step:,} of {job.trainer.config.steps:,}, saved in {job.folder}.")
             print(f"go on: handmade train --resume {quoted(job.folder)}")
             return SIGNALLED[job.trainer.stop_reason]
