@@ -38,6 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "tied_head": False,
         "head_bias": True,
     },
+    "pairs": {"pair_embedding": True, "embedding_norm": True, "norm": "rms", "positions": "rotary"},
     "bare": {"norm": "none", "positions": "learned", "query_key_norm": True},
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
@@ -468,21 +469,63 @@ def test_record_sees_every_layer():
         assert (part.triu(1) == 0).all()
 
 
+def enters_the_blocks(model: GPT, tokens: Tensor) -> Tensor:
+    """The stream before the first block."""
+    seen: list[Tensor] = []
+    with model.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+        model(tokens)
+    return seen[0]
+
+
+@both_forms
+def test_what_enters_the_blocks(form):
+    model, tokens = make("pairs", form, positions="learned"), some_tokens(2, 6)
+    found = enters_the_blocks(model, tokens)
+    table, scale = model.pair_embedding.weight, model.embedding_norm.weight
+    for row in range(2):
+        for t in range(6):
+            before = tokens[row, t - 1] if t else VOCAB  # nothing before: rows of its own
+            x = (
+                model.embedding.weight[tokens[row, t]]
+                + table[before * VOCAB + tokens[row, t]]
+                + model.position.weight[t]
+            )
+            equal(found[row, t], scale * x / (x.square().mean() + 1e-6).sqrt())
+
+
 def test_dropout_is_for_training_alone():
     model = make("gpt2", dropout=0.5, attention_dropout=0.5)
     without = make("gpt2")
     tokens, before = some_tokens(2, 8), torch.get_rng_state()
     equal(model(tokens), without(tokens))
     assert torch.equal(torch.get_rng_state(), before)
-    model.train()
-    assert not torch.allclose(model(tokens), model(tokens))
-    # Of the embeddings, half are zero and half are twice as large.
-    with torch.no_grad():
-        seen = model.dropout(torch.ones(10_000))
-    assert set(seen.tolist()) == {0.0, 2.0}
     for field in ("dropout", "attention_dropout"):
         model = make("gpt2", **{field: 0.5}).train()
         assert not torch.allclose(model(tokens), model(tokens)), field
+
+
+def dropped_once(found: Tensor, whole: Tensor, p: float) -> None:
+    """`found` is `whole` with a share `p` of zeros and the rest scaled up once."""
+    kept = (found - whole / (1 - p)).abs() < 1e-9
+    assert torch.equal(kept, found.abs() > 1e-9)
+    assert abs(kept.double().mean() - (1 - p)) < 0.05
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_dropout_is_where_the_paper_has_it(placement):
+    # On the embeddings, and on what attention and feed-forward write; each once.
+    p, tokens = 0.25, some_tokens(20, CONTEXT)
+    model = make("gpt2", dropout=p, norm_placement=placement, norm="none")
+    whole = enters_the_blocks(model, tokens)
+    torch.manual_seed(0)
+    dropped_once(enters_the_blocks(model.train(), tokens), whole, p)
+    block = model.blocks[0]
+    for silent, speaking in ((block.feed_forward, block.attention), (block.attention, block.feed_forward)):
+        with torch.no_grad():
+            silent.output.weight.zero_()
+            silent.output.bias.zero_()
+            speaking.output.weight.normal_(0, 0.4)
+        dropped_once(block.train()(whole) - whole, block.eval()(whole) - whole, p)
 
 
 # --- the first weights -----------------------------------------------------------------------------------------
@@ -537,7 +580,9 @@ def test_one_generator_gives_one_model(variant, initialization):
 
 def test_initialize_draws_every_parameter_anew():
     for initialization in ("torch", "normal", "gpt2", "fan-in"):
-        config = GPTConfig(**SHAPE, initialization=initialization, activation="swiglu", tied_head=False, head_bias=True)
+        config = GPTConfig(
+            **SHAPE, initialization=initialization, activation="swiglu", tied_head=False, pair_embedding=True
+        )
         model = GPT(config, torch.Generator().manual_seed(3))
         expected = copy.deepcopy(model.state_dict())
         with torch.no_grad():
@@ -645,6 +690,7 @@ def test_the_first_loss_of_gpt2_at_its_width():
         ({"positions": "rotary", "rotary_base": 1.0}, "GPTConfig.rotary_base = 1.0: must be a number above 1"),
         ({"logit_cap": 0.0}, "GPTConfig.logit_cap = 0.0: must be a number above 0, or none"),
         ({"logit_cap": math.inf}, "GPTConfig.logit_cap = inf"),
+        ({"vocab_size": 5000, "pair_embedding": True}, "GPTConfig.vocab_size = 5000: must be at most 1024"),
         ({"dropout": 1.0}, "GPTConfig.dropout = 1.0"),
         ({"attention_dropout": -0.1}, "GPTConfig.attention_dropout = -0.1"),
         ({"attention_dropout": math.nan}, "GPTConfig.attention_dropout = nan"),
