@@ -27,6 +27,8 @@ from handmade.layers.kernels import Module
 
 @dataclass(frozen=True)
 class BigramConfig(Config):
+    """The shape of a `Bigram`."""
+
     vocab_size: int
     """Distinct tokens."""
     context: int = 64
@@ -85,6 +87,8 @@ class Bigram(Module):
 
 @dataclass(frozen=True)
 class CountingConfig(Config):
+    """The shape of a `CountingModel`."""
+
     vocab_size: int
     """Distinct tokens."""
     order: int = 5
