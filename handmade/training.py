@@ -12,8 +12,6 @@ A killed run goes on with `trainer.resume()` and ends with the same bits as one 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
 import os
 import signal
@@ -29,10 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from handmade import checkpoint, machine, schedules
+from handmade.averaging import RunningMean
 from handmade.config import Config
 from handmade.errors import RunError, TrainingError
 from handmade.files import explained
 from handmade.optimizers import OptimizerConfig, build_optimizers
+from handmade.randomness import DropoutGenerator, seeded
+from handmade.reports import Report
 from handmade.schedules import ScheduleConfig
 from handmade.tasks import Batch, Task
 
@@ -87,47 +88,6 @@ class TrainConfig(Config):
         self.require("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a line of metrics.jsonl says."""
-
-    step: int
-    """Optimizer steps done."""
-    tokens: int
-    """Tokens trained on, all told."""
-    train_seconds: float
-    """Seconds of training, compilation included, evaluation and checkpoints not."""
-    train_loss: float
-    """Nats per scored token, mean over the steps since the last report."""
-    lr: float
-    """The learning rate of the first param group in the last step, as read from the optimizer."""
-    tokens_per_second: float
-    """Since the last report."""
-    grad_norm: float
-    """Of the last step, before clipping."""
-    scores: dict[str, float]
-    """Where evaluated: `val_loss` in nats per token and whatever else the task scores. Else empty."""
-    event: str | None = None
-    """What a person should know, in plain words."""
-
-    @property
-    def val_loss(self) -> float | None:
-        return self.scores.get("val_loss")
-
-    def line(self) -> dict[str, Any]:
-        """For JSON: the scores among the rest, no event when there was none."""
-        line = {name: value for name, value in vars(self).items() if name not in ("scores", "event")}
-        line.update(self.scores)
-        return {**line, "event": self.event} if self.event else line
-
-
-def seeded(seed: int, purpose: str) -> torch.Generator:
-    """A generator of its own for each purpose ("initialization", "data", "dropout", "sampling"), so that drawing
-    more of one never changes another."""
-    number = hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:8]
-    return torch.Generator().manual_seed(int.from_bytes(number, "little") >> 1)
-
-
 class Trainer:
     """Trains `model` on `task`. With a `folder`, writes metrics, checkpoints and the best weights there.
 
@@ -156,8 +116,7 @@ class Trainer:
             torch.set_num_threads(config.threads)
 
         self.data = seeded(config.seed, "data")
-        self.dropout = seeded(config.seed, "dropout").get_state()  # a state of torch's global generator
-        self.dropout_on_device = self._device_generator_state(seeded(config.seed, "dropout on device"))
+        self.dropout = DropoutGenerator(config.seed, self.device)
         self.step = self.tokens = 0
         self.train_seconds = 0.0
         self.rate_scale = 1.0  # halved when the run had to go back
@@ -166,7 +125,7 @@ class Trainer:
         self.best_loss, self.best_step, self.since_best = math.inf, 0, 0
         self.pending: list[float] = []  # losses since the last report
         self.pending_tokens, self.pending_seconds = 0, 0.0
-        self.averaged = [p.detach().clone() for p in self.parameters] if config.average else []
+        self.average = None if config.average is None else RunningMean(self.parameters, config.average)
         self.best_weights: dict[str, Tensor] = {}  # only without a folder
         self.kept: dict[str, Any] | None = None  # likewise: the state to go back to
         self.stop_reason: str | None = None
@@ -255,7 +214,7 @@ class Trainer:
         self.scale_rates()
         self.model.train()
         total = torch.zeros((), device=self.device)
-        with self.dropout_generator():
+        with self.dropout.lent():
             for batch in batches:
                 share = self.loss_of(*batch.to(self.device)) / scored
                 (share * self.loss_scale).backward()
@@ -265,9 +224,8 @@ class Trainer:
         if math.isfinite(loss) and math.isfinite(norm):
             for optimizer in self.optimizers:
                 optimizer.step()
-            if self.averaged:
-                with torch.no_grad():
-                    torch._foreach_lerp_(self.averaged, self.parameters, 1 - self.average_decay())
+            if self.average is not None:
+                self.average.update(self.step + 1)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         return loss, norm, rate, sum(batch.inputs.numel() for batch in batches)
@@ -306,11 +264,6 @@ class Trainer:
         if self.config.clip is not None and math.isfinite(norm) and norm > self.config.clip:
             torch._foreach_mul_(gradients, self.config.clip / norm)
         return norm
-
-    def average_decay(self) -> float:
-        """Small at first, so that the mean is not held back by the random weights it began with."""
-        assert self.config.average is not None
-        return min(self.config.average, (self.step + 1) / (self.step + 10))
 
     # ----------------------------------------------------------------------------------------------------------
     # When something goes wrong
@@ -358,7 +311,7 @@ class Trainer:
 
     def finite(self) -> bool:
         """Whether all weights are finite numbers. Nothing else may become a checkpoint to go back to."""
-        weights = [*self.parameters, *self.averaged]
+        weights = [*self.parameters, *(self.average.mean if self.average is not None else ())]
         return bool(torch.stack([torch.isfinite(weight).all() for weight in weights]).all())
 
     def stop(self, reason: str) -> None:
@@ -370,7 +323,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Score the whole validation part; keep the weights when they are the best so far."""
-        with self.averaged_weights():
+        with self.average.in_model() if self.average is not None else nullcontext():
             self.model.eval()
             with torch.inference_mode(), self.autocast():
                 scores = self.task.score(self.model, self.device)
@@ -400,21 +353,6 @@ class Trainer:
             checkpoint.put_weights(self.model, self.best_weights, Path("best weights"))
         self.best_in_model = True
 
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Inside, the model has the running mean of its weights, where one is kept."""
-        if not self.averaged:
-            yield
-            return
-        live = [p.detach().clone() for p in self.parameters]
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.averaged)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self.parameters, live)
-
     def report(self, norm: float, rate: float, scores: dict[str, float], event: str | None) -> Report:
         """Say how it stands, and write it into metrics.jsonl."""
         report = Report(
@@ -430,12 +368,7 @@ class Trainer:
         )
         self.pending, self.pending_tokens, self.pending_seconds = [], 0, 0.0
         if self.folder is not None:
-            values = report.line().items()
-            line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values}
-            text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
-            path = self.folder / checkpoint.METRICS
-            with explained(path, "a report", len(text), checkpoint.go_on(self.folder)), open(path, "ab") as file:
-                file.write(text.encode())
+            report.append_to(self.folder)
         return report
 
     # ----------------------------------------------------------------------------------------------------------
@@ -447,11 +380,10 @@ class Trainer:
         return {
             "settings": self.settings(),
             "model": checkpoint.unique_tensors(self.model),
-            "averaged": self.averaged,
+            "average": None if self.average is None else self.average.mean,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "data": self.data.get_state(),
-            "dropout": self.dropout,
-            "dropout_on_device": self.dropout_on_device,
+            "dropout": self.dropout.state(),
             "metrics_bytes": metrics.stat().st_size if metrics is not None and metrics.exists() else None,
             **{name: getattr(self, name) for name in COUNTERS},
         }
@@ -463,7 +395,7 @@ class Trainer:
         return {
             **(config.to_dict() if isinstance(config, Config) else {}),
             "optimizers": [type(optimizer).__name__ for optimizer in self.optimizers],
-            "averaging": bool(self.averaged),
+            "average": self.config.average,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -477,12 +409,12 @@ class Trainer:
                     " written. Set it back, or train a new run."
                 )
         checkpoint.put_weights(self.model, state["model"], place)
-        for mean, kept in zip(self.averaged, state["averaged"], strict=True):
-            mean.copy_(kept)
+        if self.average is not None:
+            self.average.restore(state["average"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         self.data.set_state(state["data"])
-        self.dropout, self.dropout_on_device = state["dropout"], state["dropout_on_device"]
+        self.dropout.restore(state["dropout"])
         for name in COUNTERS:
             setattr(self, name, copy.copy(state[name]))
         self.best_in_model = False
@@ -575,34 +507,6 @@ class Trainer:
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] *= self.rate_scale
-
-    @contextmanager
-    def dropout_generator(self) -> Iterator[None]:
-        """Inside, torch's global generator is the run's own, for dropout; outside it is the caller's."""
-        outside = torch.get_rng_state()
-        on_device = self._device_generator_state()
-        torch.set_rng_state(self.dropout)
-        self._set_device_generator(self.dropout_on_device)
-        try:
-            yield
-        finally:
-            self.dropout, self.dropout_on_device = torch.get_rng_state(), self._device_generator_state()
-            torch.set_rng_state(outside)
-            self._set_device_generator(on_device)
-
-    def _device_generator_state(self, like: torch.Generator | None = None) -> Tensor | None:
-        """The state of the GPU's global generator, or the one that a seed gives; None on a CPU."""
-        if self.device.type == "cpu":
-            return None
-        if like is not None:
-            return torch.Generator(self.device).manual_seed(like.initial_seed()).get_state()
-        return torch.mps.get_rng_state() if self.device.type == "mps" else torch.cuda.get_rng_state(self.device)
-
-    def _set_device_generator(self, state: Tensor | None) -> None:
-        if state is not None and self.device.type == "mps":
-            torch.mps.set_rng_state(state)
-        elif state is not None:
-            torch.cuda.set_rng_state(state, self.device)
 
     # ----------------------------------------------------------------------------------------------------------
     # The whole job

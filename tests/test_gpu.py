@@ -110,7 +110,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(task: LanguageTask, tmp_pat
     assert third.resume()
     assert 0 < third.step <= 20
     list(third.steps())
-    assert torch.equal(first.dropout_on_device, third.dropout_on_device)
+    assert torch.equal(first.dropout.gpu, third.dropout.gpu)
     for mine, other in zip(first.model.parameters(), third.model.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)  # a GPU adds in no fixed order
 
