@@ -172,17 +172,18 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
     rehearsal = Rehearsal(make, LanguageTask(text, context), optimizer, schedule, seconds, say)
     trainer, measured = rehearsal.run(train, device)
     if seconds is not None:
-        planning.lay_out(trainer, time_left(seconds, began), measured, asked["train"].keys())
+        left = time_left(seconds, began, measured.evaluation_seconds)
+        planning.lay_out(trainer, left, measured, asked["train"].keys())
     trainer.folder = folder
     tables["train"] = trainer.config.to_dict()
     tables["optimizer"], tables["schedule"] = optimizer.to_dict(), schedule.to_dict()
     return Job(request, folder, family, text, record, trainer.model, tables, trainer, measured, line)
 
 
-def time_left(seconds: float, began: float) -> float:
-    """What there is to train in, of the seconds given: less what has passed, and what comes after. Half of them at
-    least: a run that is given little more than it takes to begin must still train."""
-    return max(seconds / 2, seconds - (time.perf_counter() - began) - CLOSING_SECONDS)
+def time_left(seconds: float, began: float, evaluation: float = 0.0) -> float:
+    """What there is to train and evaluate in, of the seconds given: less what has passed, and what comes after. Half
+    of them and an evaluation at least: a run that is given little more than it takes to begin must still train."""
+    return max(seconds / 2 + evaluation, seconds - (time.perf_counter() - began) - CLOSING_SECONDS)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -219,12 +220,12 @@ def _prepare(
     for corpus in found:
         if corpus.note:
             say(corpus.name, corpus.note)
-    for note in text.notes:
-        say("left out", note)
-    label = request.data[0] if is_named(request.data[0]) else Path(request.data[0]).name or found[0].name
-    say(label, text.describe())
+    label = Path(request.data[0]).name or found[0].name
+    say(label + (f" + {len(found) - 1}" if len(found) > 1 else ""), text.describe())
     if fraction < 0.1:
         say("", f"validation is the last {100 * fraction:.2g} %, not 10 %: enough to tell models apart, and quicker")
+    for note in text.notes:
+        say("left out", note)
     say("tokens", text.reason)
     record = {
         "corpus": request.data[0] if len(request.data) == 1 and is_named(request.data[0]) else None,
@@ -246,7 +247,8 @@ def _digest(tokenizer: Tokenizer) -> str:
 def _line_to_beat(text: TextData, seconds: float | None) -> float:
     """The counting line. Of a long text only as much is counted as takes a small part of the time given."""
     most = max(1_200_000, int(20_000 * (60 * MINUTES if seconds is None else seconds)))
-    return evaluation.line_to_beat(dataclasses.replace(text, train=text.train[-most:]))
+    line = evaluation.line_to_beat(dataclasses.replace(text, train=text.train[-most:]))
+    return max(0.0, line)  # of a text that is foreseen wholly, it is rounded to less
 
 
 # --------------------------------------------------------------------------------------------------------------

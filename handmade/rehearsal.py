@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from handmade import machine, planning
-from handmade.errors import HandmadeError, ResourceError
+from handmade.errors import ResourceError
 from handmade.optimizers import OptimizerConfig
 from handmade.schedules import ScheduleConfig
 from handmade.tasks.language import LanguageTask
@@ -63,9 +63,9 @@ class Rehearsal:
         self.say("picked", f"compiled: that takes about {planning.COMPILE_SECONDS:.0f} s now, and quickens every step")
         try:
             return self.measure(train.replace(compile="yes"))
-        except HandmadeError:
-            raise
         except Exception as problem:
+            if not type(problem).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
             why = next((line.strip() for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
             if must:
                 message = f"train.compile = yes: does not work on this machine ({why[:100]}). Set train.compile=no."

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 from handmade import checkpoint, corpora, machine, planning, presets, progress, run, settings, texts
+from handmade.config import Config
 from handmade.errors import ConfigError, ResourceError, RunError, did_you_mean
 from handmade.models import CountingModel
 from handmade.settings import Tables
 from handmade.tokenizers import KINDS
 
 MINUTES = 5.0  # of a plain `handmade train`
+THREADS = 4  # a processor: more only get in each other's way, and very many end the process
 TABLES = ("model", "train", "optimizer", "schedule")
 
 
@@ -119,21 +121,38 @@ def check_settings(
     problem: ConfigError | None = None
     for tables in reversed(candidates):  # the smallest first: its error is the one to show
         try:
-            train = settings.build(family, tables, 256)[1]
+            # One token of vocabulary: what does not fit with it fits with no text.
+            model, train, optimizer, _ = settings.build(family, tables, 1)
             break
         except ConfigError as wrong:
             problem = problem or wrong
     else:
         assert problem is not None
         raise problem
+    if old is not None:
+        _refuse_other_shape(request, old, model)
+    if train.threads is not None and train.threads > (most := THREADS * (os.cpu_count() or 1)):
+        raise ConfigError(f"train.threads = {train.threads}: must be at most {most} on this machine.")
     device = machine.find_device(train.device)
     if train.precision != "auto":
         machine.find_precision(train.precision, device)
     if train.compile == "yes":
         machine.require_compiler(device)
     progress.check_tensorboard(train, folder)
+    if family != "counting":
+        planning.require_memory(model, train, optimizer.name, device)
     seconds = 60 * (MINUTES if request.minutes is None else request.minutes)
     return device, seconds if planned else None
+
+
+def _refuse_other_shape(request: Request, old: run.Run, model: Config) -> None:
+    """Raise ConfigError where the model would not be that of the run to begin with. Dropout is no part of it."""
+    for name, value in model.to_dict().items():
+        if name not in ("vocab_size", "dropout", "attention_dropout") and value != old.config["model"].get(name, value):
+            raise ConfigError(
+                f"model.{name} = {value}: --from {request.start} has {old.config['model'][name]}, and its weights fit"
+                " no other. Leave it out."
+            )
 
 
 def given_tables(preset: presets.Preset | None, old: run.Run | None) -> Tables:

@@ -118,9 +118,11 @@ class Columns:
         self.label = ""
 
     def __call__(self, label: str, sentence: str) -> None:
-        from rich.cells import set_cell_size
+        from rich.cells import cell_len, set_cell_size
 
         shown = "" if label == self.label else label
+        if cell_len(shown) > self.WIDTH:
+            shown = set_cell_size(shown, self.WIDTH - 1).rstrip() + "…"
         self.label = label or self.label
         for line in broken(sentence, self.WIDTH + 1):
             print(f"{set_cell_size(shown, self.WIDTH)} {line}", flush=True)
