@@ -52,19 +52,21 @@ class Size:
         return 12 * self.layers * self.width**2
 
 
-# From large to small. results/ and docs/log.md say how they did.
+# From large to small. Fewer layers and more steps win when time is short: docs/log.md has what was tried.
 SIZES = (
     Size(12, 12, 768, 1024, 16),
     Size(8, 8, 512, 512, 16),
     Size(6, 6, 384, 256, 16),
-    Size(6, 4, 256, 256, 16),
-    Size(4, 4, 192, 128, 16),
-    Size(4, 4, 128, 128, 12),
-    Size(3, 2, 64, 64, 12),
+    Size(4, 4, 256, 256, 16),
+    Size(3, 4, 192, 128, 16),
+    Size(2, 4, 128, 128, 16),
+    Size(1, 4, 128, 64, 12),
+    Size(1, 2, 64, 64, 12),
 )
 TOKENS_PER_PARAMETER = 1.0  # a model is as large as it can see this many tokens a parameter in the time given
 STEPS_AT_LEAST = 300  # fewer steps than this learn less than a smaller model with more of them
-EVALUATION_SHARE = 0.08  # of the time given
+PAIRS_UP_TO = 128  # tokens in the vocabulary: the table of pairs has its square, and every step works on all of it
+EVALUATION_SHARE = 0.1  # of the time given
 COMPILE_SECONDS = 25.0
 COMPILE_FROM = 240.0  # seconds of training from which compilation has paid for itself on a CPU
 
@@ -85,7 +87,7 @@ def choose(
     asked = asked or {}
     speed = arithmetic_speed(device)
     train_tokens, vocab_size = len(text.train), text.tokenizer.vocab_size
-    picked, expected = SIZES[-1], 0.0
+    picked, expected = SIZES[-1], 0.0  # expected: tokens seen in the time given
     why = "the smallest of {} sizes: there is little time"
     for size in SIZES:
         parameters = size.parameters + 2 * vocab_size * size.width
@@ -100,11 +102,15 @@ def choose(
         if enough and steps >= STEPS_AT_LEAST:
             why = "the smallest of {} sizes: there is little text"
     context = min(picked.context, max(8, train_tokens // 20))
+    if "steps" in asked.get("train", {}):
+        expected = float(asked["train"]["steps"] * picked.batch * context)
     epochs = expected / train_tokens
-    dropout = 0.0 if epochs < 1.5 else 0.1 if epochs < 6 else 0.2
+    dropout = 0.0 if epochs < 3 else 0.1 if epochs < 8 else 0.2
     times = f"sees the text about {max(1, epochs):,.0f} times" if epochs >= 1.5 else "sees the text once at most"
     reasons = [why.format(len(SIZES)), f"dropout {dropout:g}: it {times}"]
-    model, wanted = {**MODERN, **picked.shape(), "context": context, "dropout": dropout}, asked.get("model", {})
+    model = {**MODERN, **picked.shape(), "context": context, "dropout": dropout, "initialization": "fan-in"}
+    model["pair_embedding"] = vocab_size <= PAIRS_UP_TO
+    wanted = asked.get("model", {})
     if wanted.keys() & {"layers", "heads", "width"}:
         reasons[0] = "with the shape that was asked for"
     if "dropout" in wanted:
@@ -117,8 +123,10 @@ def choose(
             "train": {"batch": picked.batch, "clip": None},
             "optimizer": {
                 "name": "muon",
-                "learning_rate": 0.02,
-                "embedding_learning_rate": 0.006,
+                "learning_rate": 0.05 if picked.width <= 128 else 0.02,
+                "embedding_learning_rate": 0.04 if picked.width <= 128 else 0.015,
+                "head_learning_rate": 0.006,
+                "weight_decay": 0.1 if epochs >= 3 else 0.0,
                 "muon_precision": "bfloat16" if machine.find_precision("auto", device) == "bfloat16" else "float32",
             },
             "schedule": {"name": "stable-then-decay", "warmup": 0.02, "decay": 0.6, "final": 0.0},
@@ -159,9 +167,7 @@ def arithmetic_speed(device: torch.device, size: int = 1024) -> float:
 
 def memory_needed(model: Config, train: TrainConfig, optimizer: str = "adamw") -> int:
     """Bytes that training will take, about: weights, gradients, optimizer, and what the backward pass keeps."""
-    shape = FAMILIES["gpt" if isinstance(model, GPTConfig) else "bigram"][0]
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in shape(model).parameters())
+    parameters = parameters_of(model)
     kept = {"sgd": 0, "momentum": 1, "nesterov": 1, "adagrad": 1, "rmsprop": 1, "muon": 1}.get(optimizer, 2)
     fixed = 4 * parameters * (2 + kept + (2 if train.average else 0))
     tokens = train.batch * getattr(model, "context", 1)
@@ -173,8 +179,22 @@ def memory_needed(model: Config, train: TrainConfig, optimizer: str = "adamw") -
     # values, their turned and normed forms, the mixture, and the hidden layer before and after its activation.
     block = 4 * 4 * model.width + number * (8 * model.width + 3 * model.hidden_features)
     block += 4 * model.width if model.dropout else 0
-    attention = number * model.heads * model.context * 3 if model.attention_dropout else 0
+    # The attention weights are kept where no fused kernel forgets them: with dropout on them, in bfloat16 on a CPU.
+    by_products = number == 2 and train.device in ("auto", "cpu")
+    attention = number * model.heads * model.context * 3 if model.attention_dropout or by_products else 0
     return fixed + tokens * (model.layers * (block + attention) + logits)
+
+
+def parameters_of(model: Config) -> int:
+    """How many parameters a model will have, without making it."""
+    shape: Any = FAMILIES["gpt" if isinstance(model, GPTConfig) else "bigram"][0]
+    few = [model.replace(layers=1), model.replace(layers=2)] if isinstance(model, GPTConfig) else [model]
+    try:
+        with torch.device("meta"):
+            counts = [sum(parameter.numel() for parameter in shape(config).parameters()) for config in few]
+    except RuntimeError:  # more than a tensor can count
+        return 2**63
+    return counts[0] + (getattr(model, "layers", 1) - 1) * (counts[-1] - counts[0])  # all layers are alike
 
 
 def require_memory(model: Config, train: TrainConfig, optimizer: str, device: torch.device) -> int:
