@@ -210,6 +210,17 @@ def test_one_batch_is_learnt_by_heart(optimizer: str, rate: float) -> None:
     assert losses[-1] < 0.01
 
 
+def test_in_bfloat16_only_the_products_are() -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        trainer = small_trainer(precision=precision, steps=30, evaluate_every=None)
+        losses[precision] = [report.train_loss for report in trainer.steps()]
+        tensors = [*trainer.parameters, *trainer.state()["optimizers"][0]["state"][0].values()]
+        assert {tensor.dtype for tensor in tensors} == {torch.float32}
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
+
+
 def test_a_model_that_uses_no_parameter_is_refused() -> None:
     trainer = small_trainer()
     trainer.loss_of = lambda inputs, targets: torch.zeros((), requires_grad=True)
@@ -631,9 +642,14 @@ def test_weights_that_are_no_good_are_never_kept(with_folder: bool, at: int, tmp
 
 def test_a_validation_loss_that_is_no_number_is_never_the_best() -> None:
     trainer = small_trainer(task=Changed(scores=[math.nan, 2.0, math.inf, 3.0, 4.0]))
-    events = [(report.step, report.event) for report in trainer.steps() if report.event]
+    events = []
+    for report in trainer.steps():
+        if report.event:
+            events.append((report.step, report.event))
+            assert trainer.best_loss == (math.inf if len(events) == 1 else 2.0)
+            assert bool(trainer.best_weights) == (len(events) == 2)
     assert [step for step, _ in events] == [0, 5]
-    assert "the validation loss was not a finite number: went back to step 0" in str(events[0][1])
+    assert "the validation loss was not a finite number: went back to step 0" in events[0][1]
     assert (trainer.best_loss, trainer.best_step, trainer.step) == (2.0, 4, 12)
 
 
