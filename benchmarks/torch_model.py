@@ -16,7 +16,7 @@ class TorchBlock(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
-        self.gelu = nn.GELU(approximate="tanh")
+        self.gelu = nn.GELU()  # exact, as nanoGPT has it
 
     def forward(self, x: Tensor) -> Tensor:
         rows, length, width = x.shape

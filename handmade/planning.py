@@ -188,7 +188,11 @@ def memory_needed(model: Config, train: TrainConfig, optimizer: str = "adamw") -
 def parameters_of(model: Config) -> int:
     """How many parameters a model will have, without making it."""
     shape: Any = FAMILIES["gpt" if isinstance(model, GPTConfig) else "bigram"][0]
-    few = [model.replace(layers=1), model.replace(layers=2)] if isinstance(model, GPTConfig) else [model]
+    few: list[Config] = [model]
+    if isinstance(model, GPTConfig):
+        # Rotary positions have no parameters, and their tables take the meta device seconds.
+        positions = "none" if model.positions == "rotary" else model.positions
+        few = [model.replace(layers=count, positions=positions) for count in (1, 2)]
     try:
         with torch.device("meta"):
             counts = [sum(parameter.numel() for parameter in shape(config).parameters()) for config in few]

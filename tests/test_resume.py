@@ -26,7 +26,7 @@ SETTINGS = (
     "train.batch=4",
     "train.checkpoint_every=4",
     "train.evaluate_every=6",
-    "train.report_every=1",
+    "train.report_every=3",
     "train.compile=no",
     "train.average=0.9",
     "model.context=8",
@@ -123,7 +123,7 @@ def check_same_run(folder: Path, reference: Path) -> None:
     name = "model.safetensors"
     assert (folder / name).read_bytes() == (reference / name).read_bytes()
     lines, others = metrics(folder), metrics(reference)
-    assert [line["step"] for line in lines] == list(range(1, 21))
+    assert [line["step"] for line in lines] == [3, 6, 9, 12, 15, 18, 20]
     for line, other in zip(lines, others, strict=True):
         for timed in ("train_seconds", "tokens_per_second"):
             line.pop(timed)

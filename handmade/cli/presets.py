@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,20 +45,17 @@ def names() -> list[str]:
 def facts(name: str) -> dict[str, Any]:
     """What there is to know about a preset, with its parameters counted."""
     from handmade import planning
-    from handmade.models import FAMILIES, parameter_count
+    from handmade.models import FAMILIES
     from handmade.presets import PRESETS
     from handmade.training import TrainConfig
 
     preset = PRESETS[name]
-    made: Any
-    settings: Any
-    made, settings = FAMILIES[preset.family]
+    settings: Any = FAMILIES[preset.family][1]
     vocab_size = preset.vocab_size or CHARACTERS
     config = settings.from_dict({**preset.model, "vocab_size": vocab_size})
     train = TrainConfig.from_dict(preset.train)
-    with shapes_only():
-        parameters = parameter_count(made(config))
-        memory = planning.memory_needed(config, train, preset.optimizer.get("name", "adamw"))
+    parameters = planning.parameters_of(config)
+    memory = planning.memory_needed(config, train, preset.optimizer.get("name", "adamw"))
     context = getattr(config, "context", 1)
     return {
         "name": name,
@@ -79,25 +74,6 @@ def facts(name: str) -> dict[str, Any]:
         "optimizer": preset.optimizer,
         "schedule": preset.schedule,
     }
-
-
-@contextmanager
-def shapes_only() -> Iterator[None]:
-    """Inside, parameters have shapes and no numbers: the large models would not fit, and would take long to fill."""
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    class Unfilled(TorchFunctionMode):
-        """What changes a tensor in place, as initialisation does, is left out: it takes PyTorch seconds in all."""
-
-        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            name, kwargs = getattr(function, "__name__", ""), kwargs or {}
-            if name.endswith("_") and not name.endswith("__"):
-                return args[0] if args else kwargs["tensor"]
-            return function(*args, **kwargs)
-
-    with torch.device("meta"), Unfilled():
-        yield
 
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:

@@ -35,6 +35,8 @@ class Linear(Module):
 
         Source: LeCun et al. 1998, "Efficient BackProp", section 4.6, up to a factor of sqrt(3).
         """
+        if self.weight.is_meta:
+            return  # there is nothing to fill, and PyTorch takes seconds to find that out
         bound = 1 / math.sqrt(self.in_features)
         with torch.no_grad():
             self.weight.uniform_(-bound, bound, generator=generator)
@@ -71,6 +73,8 @@ class Embedding(Module):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Normal with mean 0 and standard deviation 1: torch.nn's default."""
+        if self.weight.is_meta:
+            return
         with torch.no_grad():
             self.weight.normal_(generator=generator)
 

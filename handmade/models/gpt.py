@@ -190,8 +190,11 @@ class GPT(Module):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
-        """Draw every weight anew, in a fixed order, as `config.initialization` says."""
+        """Draw every weight anew, in a fixed order, as `config.initialization` says. On the meta device, where
+        weights are shapes only, nothing is done."""
         c = self.config
+        if self.embedding.weight.is_meta:
+            return
         for module in self.modules():
             if isinstance(module, (Linear, Embedding, LayerNorm, RMSNorm)):
                 module.reset_parameters(generator)
