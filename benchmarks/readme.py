@@ -90,7 +90,7 @@ def figures() -> str:
 def sample() -> str:
     """What the best model writes."""
     best = read("shakespeare")
-    loss = best["best_loss"]["runs"][best["sample"]["seed"]]
+    loss = best["runs"]["0"]["best"]
     text = best["sample"]["text"].rstrip()
     about = f"Preset `shakespeare`, validation loss {loss:.3f}, temperature {best['sample']['temperature']}:"
     return f"{about}\n\n```\n{text}\n```"

@@ -14,6 +14,7 @@ import torch
 
 from handmade import corpora, data, machine
 from handmade.data import TextData
+from handmade.errors import DataError
 from handmade.models import FAMILIES
 from handmade.optimizers import OptimizerConfig
 from handmade.presets import find
@@ -52,9 +53,12 @@ def said(name: str, figures: dict[str, Any], unit: str = "") -> str:
 
 
 def shakespeare() -> TextData:
-    """The corpus, as characters."""
-    found = corpora.find("shakespeare")
-    return data.prepare(found.files, corpora.cache_folder() / "tokens", "char")
+    """The usual Tiny Shakespeare, as characters. Raises DataError where only the other edition is at hand: its losses
+    are other ones."""
+    text = data.prepare(corpora.find("shakespeare").files, corpora.cache_folder() / "tokens", "char")
+    if text.characters != corpora.SIZE:
+        raise DataError("The benchmarks need the usual tinyshakespeare.txt: name its folder in HANDMADE_DATA.")
+    return text
 
 
 def trainer_of(preset: str, text: TextData, seed: int, **train: Any) -> Trainer:

@@ -215,7 +215,7 @@ PRESETS: dict[str, Preset] = {
         },
         train={
             "batch": 16,
-            "steps": 1150,
+            "steps": 1180,
             "compile": "no",
             "precision": "bfloat16",
             "clip": None,
