@@ -28,7 +28,7 @@ from handmade import checkpoint, corpora, data, evaluation, machine, planning, p
 from handmade.data import TextData
 from handmade.errors import ConfigError, DataError, RunError, TokenizerError
 from handmade.files import no_space
-from handmade.models import FAMILIES, parameter_count
+from handmade.models import FAMILIES
 from handmade.optimizers import OptimizerConfig
 from handmade.rehearsal import Rehearsal, Say
 from handmade.request import (
@@ -50,6 +50,7 @@ from handmade.tokenizers import Tokenizer
 from handmade.training import TrainConfig, Trainer, seeded
 
 VALIDATION_AT_MOST = 250_000  # bytes: more of a large text would take longer to evaluate than to train on
+SMALL_FILES = 500_000  # bytes: config, tokenizer, metrics, curve
 # What comes after training and is part of the time given: the curve, the sample, the last checkpoint.
 CLOSING_SECONDS = 4.0
 FINE_TUNING = 0.3  # of the rates that the first run had
@@ -99,12 +100,16 @@ class Job:
             raise
 
     def _require_space(self) -> None:
-        """Raise ResourceError where the disk has no room for the run."""
+        """Raise ResourceError where the disk has no room for the run, before an old one makes way for it."""
+        weights = sum(tensor.nbytes for tensor in checkpoint.unique_tensors(self.model).values())
         # The best weights, and up to three checkpoints, each with two more numbers a weight.
-        size = 4 * parameter_count(self.model) * (1 + 3 * 3) + 1_000_000
-        free = shutil.disk_usage(standing(self.folder)).free
+        size = weights * (1 if self.trainer is None else 1 + 3 * 3) + SMALL_FILES
+        old = [self.folder / checkpoint.WEIGHTS, *(self.folder / checkpoint.CHECKPOINTS).rglob("*")]
+        free = shutil.disk_usage(standing(self.folder)).free + sum(
+            path.stat().st_size for path in old if path.is_file()
+        )
         if free < size:
-            what = "the run's weights and checkpoints"
+            what = "the run's weights" + ("" if self.trainer is None else " and checkpoints")
             raise no_space(self.folder, what, size, "choose another folder with --out", free)
 
     def to_json(self) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def announce(job: Job, say: Columns) -> None:
     say("model", about(job))
     if job.trainer is not None and job.measured is not None:
         steps, measured = job.trainer.config.steps, job.measured
-        seconds = planning.minutes(steps * measured.step_seconds)
+        seconds = planning.minutes(max(1.0, steps * measured.step_seconds))
         how = f"{job.trainer.precision}, {'compiled' if job.trainer.compiled else 'not compiled'}"
         say("this machine", f"{measured.tokens_per_second:,.0f} tokens/s ({how}), so {steps:,} steps in {seconds}")
         say("memory", memory(measured, job.trainer.config.device))
