@@ -75,7 +75,7 @@ def flat_tensors(tree: Any, name: str = "") -> dict[str, Tensor]:
     pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
     found: dict[str, Tensor] = {}
     for key, value in pairs:
-        found.update(flat_tensors(value, f"{name}.{key}"))
+        found.update(flat_tensors(value, f"{name}[{key!r}]"))
     return found
 
 

@@ -99,9 +99,18 @@ def test_the_library_reads_what_is_written_by_hand(tmp_path: Path) -> None:
     own, about = checkpoint.load_tensors(tmp_path / "a")
     same_bits(own, back)
     assert (about["step"], about["val_loss"]) == ("7", "1.5")
-    (header_length,) = (int.from_bytes((tmp_path / "a").read_bytes()[:8], "little"),)
-    assert header_length % 8 == 0  # so that numbers of 8 bytes can be mapped into memory as they are
     assert files_below(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("length", range(8))
+def test_numbers_begin_where_they_can_be_mapped_into_memory(tmp_path: Path, length: int) -> None:
+    tensors = {**all_kinds(), "a": torch.ones(3, dtype=torch.int8), "z": torch.ones(3, dtype=torch.float64)}
+    checkpoint.save_tensors(tmp_path / "a", tensors, "it", "do", note="x" * length)
+    content = (tmp_path / "a").read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    for name, tensor in tensors.items():
+        assert (start + header[name]["data_offsets"][0]) % tensor.element_size() == 0
 
 
 def test_the_same_tensors_are_the_same_bytes(tmp_path: Path) -> None:
