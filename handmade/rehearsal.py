@@ -75,7 +75,7 @@ class Rehearsal:
 
     def measure(self, train: TrainConfig) -> tuple[Trainer, planning.Measured]:
         """Raises ResourceError where memory is too small."""
-        spend = 1.0 if self.seconds is None else min(1.0, self.seconds / 50)
+        spend = 0.2 if self.seconds is None else min(1.0, self.seconds / 50)
         try:
             trainer = Trainer(self.make(), self.task, train, self.optimizer, self.schedule)
             return trainer, planning.measure(trainer, self.task, spend)

@@ -221,6 +221,7 @@ def below_at(job: Job) -> float | None:
     return None
 
 
+SAMPLE_TOKENS = 300
 SAMPLE_SECONDS = 5.0  # a sample ends here at the latest: a large model on a slow machine has written enough
 
 
@@ -232,7 +233,7 @@ def show_sample(job: Job) -> None:
     device = str(job.trainer.device) if job.trainer else "cpu"
     writer = Writer(job.folder, SampleOptions(device=device))
     last = ""
-    for piece in writer.run.stream(tokens=300, temperature=0.8, seed=0):
+    for piece in writer.run.stream(tokens=SAMPLE_TOKENS, temperature=0.8, seed=0):
         last = writer.put(piece if last else piece.lstrip("\n")) or last
         if time.perf_counter() - began > SAMPLE_SECONDS:
             break

@@ -1,0 +1,234 @@
+"""How a run is put together: what is asked for, the time that is left, whether compiling pays."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_runs import CONTEXT, small_gpt, small_trainer, text_data
+from torch._dynamo.exc import TorchDynamoException
+
+from handmade import corpora, data, jobs, machine, planning
+from handmade.errors import ConfigError, ResourceError
+from handmade.jobs import Request, time_left
+from handmade.models.gpt import GPTConfig
+from handmade.optimizers import OptimizerConfig
+from handmade.rehearsal import Rehearsal
+from handmade.training import TrainConfig, Trainer
+
+# ---------------------------------------------------------------------------------------------------------------
+# What is asked for
+
+
+def test_the_command_of_a_request():
+    request = Request(
+        data=("my book.txt", "b.txt"),
+        minutes=0.5,
+        set=("model.layers=2", "train.seed=1"),
+        start=Path("runs/a"),
+        out=Path("x y"),
+        force=True,
+    )
+    words = shlex.split(request.command())
+    assert words[:4] == ["handmade", "train", "my book.txt", "b.txt"]
+    assert words[4:] == [
+        *("--minutes", "0.5", "--set", "model.layers=2", "--set", "train.seed=1"),
+        *("--from", "runs/a", "--out", "x y", "--force"),
+    ]
+    assert Request(data=("a",)).command() == "handmade train a"
+    assert list(Request(minutes=1, start=Path("a")).given()) == ["--minutes", "--from"]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Time
+
+
+def test_the_time_that_is_left(monkeypatch):
+    """What has passed and what comes after is part of the time given, until half of it is gone."""
+    monkeypatch.setattr(time, "perf_counter", lambda: 100.0)
+    assert time_left(60, began=90.0) == 60 - 10 - jobs.CLOSING_SECONDS
+    assert time_left(600, began=0.0) == 600 - 100 - jobs.CLOSING_SECONDS
+    assert time_left(6, began=97.0) == 3
+    assert time_left(6, began=97.0, evaluation=2.0) == 5
+    assert time_left(60, began=0.0) == 30
+
+
+def test_steps_fill_the_time(monkeypatch):
+    """Steps and evaluations together last as long as there is, and no longer."""
+    for seconds, step, evaluation in ((60.0, 0.1, 1.0), (10.0, 0.02, 3.0), (3600.0, 1.0, 20.0)):
+        trainer = small_trainer(steps=7)
+        planning.lay_out(trainer, seconds, planning.Measured(step, evaluation, 1.0, 0.0, 1))
+        found = trainer.config
+        evaluations = -(-found.steps // found.evaluate_every)
+        assert seconds - 2 * step - evaluation < found.steps * step + evaluations * evaluation <= seconds
+        assert evaluations * evaluation <= max(evaluation, planning.EVALUATION_SHARE * seconds)
+
+
+def test_a_large_step_is_measured_by_its_parts():
+    """Of a step of forty micro-batches, three are tried at most, and the others reckoned."""
+    trainer = small_trainer(batch=2, tokens_per_step=40 * 2 * CONTEXT)
+    drawn = []
+    draw = trainer.task.batch
+    trainer.task.batch = lambda rows, generator: drawn.append(time.sleep(0.002)) or draw(rows, generator)
+    before = trainer.data.get_state()
+    measured = planning.measure(trainer, trainer.task, spend=0.0)
+    assert torch.equal(trainer.data.get_state(), before)
+    assert len(drawn) < 3 * 40 + 20  # three times all of them are drawn to count their tokens, and not trained on
+    assert measured.step_seconds > 40 * 0.002
+    assert measured.tokens_per_second == pytest.approx(40 * 2 * CONTEXT / measured.step_seconds)
+    assert trainer.config.tokens_per_step == 40 * 2 * CONTEXT
+
+
+def test_memory_is_measured():
+    with planning.peak_memory(torch.device("cpu")) as idle:
+        time.sleep(0.02)
+    with planning.peak_memory(torch.device("cpu")) as peak:
+        block = np.ones(100_000_000, dtype=np.uint8)
+        time.sleep(0.02)
+        del block
+    assert 90e6 < peak.bytes - idle.bytes < 200e6
+
+
+@pytest.mark.parametrize("shape", [{}, {"layers": 1}, {"layers": 5, "tied_head": False, "width": 32}])
+def test_parameters_are_counted_without_making_them(shape):
+    model = small_gpt(**shape)
+    assert planning.parameters_of(model.config) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_parameters_beyond_counting():
+    assert planning.parameters_of(GPTConfig(65, layers=10**9)) > 10**15
+    assert planning.parameters_of(GPTConfig(65, width=6 * 10**11)) > 10**15
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Compiling
+
+
+@pytest.fixture
+def rehearse(monkeypatch):
+    """A rehearsal where compiling is pretended. Returns whether it was compiled, and what was said."""
+
+    def run(wish, seconds=None, steps=10, step_seconds=1.0, broken=None, missing=None):
+        said = []
+        monkeypatch.setattr(machine, "compiler_missing", lambda device: missing)
+        monkeypatch.setattr(Trainer, "compile", lambda self: setattr(self, "compiled", True))
+
+        def measure(trainer, task, spend):
+            if trainer.compiled and broken is not None:
+                trainer.one_step()  # it got that far
+                raise broken
+            return planning.Measured(step_seconds, 1.0, 1.0, 0.0, 1)
+
+        monkeypatch.setattr(planning, "measure", measure)
+        parts = small_trainer()
+        tell = lambda label, sentence: said.append(sentence)  # noqa: E731
+        rehearsal = Rehearsal(small_gpt, parts.task, OptimizerConfig(), parts.schedule, seconds, tell)
+        config = TrainConfig(steps=steps, batch=4, precision="float32", device="cpu", compile=wish)
+        trainer, _ = rehearsal.run(config, torch.device("cpu"))
+        assert trainer.config.compile == ("yes" if trainer.compiled else "no")
+        assert trainer.config.threads == torch.get_num_threads()
+        torch.testing.assert_close(trainer.model.state_dict(), small_gpt().state_dict(), rtol=0, atol=0)
+        return trainer.compiled, said
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("case", "compiled"),
+    [
+        ({"wish": "auto", "seconds": 60.0}, False),
+        ({"wish": "auto", "seconds": 600.0}, True),
+        ({"wish": "auto", "steps": 10}, False),
+        ({"wish": "auto", "steps": 1000}, True),
+        ({"wish": "auto", "seconds": 600.0, "missing": "there is no C++ compiler"}, False),
+        ({"wish": "yes", "steps": 1}, True),
+        ({"wish": "no", "seconds": 600.0}, False),
+    ],
+)
+def test_compiled_where_it_pays(rehearse, case, compiled):
+    found, said = rehearse(**case)
+    assert found is compiled
+    assert bool(said) is (case["wish"] != "no")
+    if case["wish"] == "auto":
+        assert said[-1].startswith("compiled" if compiled else "not compiled")
+    if "missing" in case:
+        assert "there is no C++ compiler" in said[-1]
+
+
+def test_a_compiler_that_fails(rehearse):
+    """Where nobody asked for it, the run goes on without; where somebody did, it is refused. What is not about
+    compiling is a mistake of ours, and stays one."""
+    compiled, said = rehearse("auto", seconds=600.0, broken=TorchDynamoException("g++ is broken\nsee above"))
+    assert not compiled
+    assert said[-1] == "not compiled after all: it does not work on this machine (g++ is broken)"
+    with pytest.raises(ResourceError, match=r"train.compile = yes: does not work .*g\+\+ is broken.*compile=no"):
+        rehearse("yes", broken=TorchDynamoException("g++ is broken"))
+    with pytest.raises(KeyError, match="ours"):
+        rehearse("auto", seconds=600.0, broken=KeyError("ours"))
+
+
+def test_too_little_memory_is_said(rehearse):
+    for broken in (RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("CUDA")):
+        with pytest.raises(ResourceError, match=f"batch of 4 x {CONTEXT} tokens. Lower train.batch"):
+            rehearse("yes", broken=broken)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The text
+
+
+def test_the_last_tenth_of_a_large_text_is_not_all_validated_on(tmp_path, monkeypatch):
+    asked = {}
+
+    def prepare(files, folder, tokenizer, **choices):
+        asked.update(choices, files=files)
+        return text_data()
+
+    monkeypatch.setattr(data, "prepare", prepare)
+    small, large = tmp_path / "small.txt", tmp_path / "large.txt"
+    small.write_bytes(b"a" * 1000)
+    large.write_bytes(b"")
+    with open(large, "r+b") as file:
+        file.truncate(1_000_000_000)
+    said = []
+    for path, fraction in ((small, 0.1), (large, jobs.VALIDATION_AT_MOST / 1e9)):
+        jobs._prepare(Request((str(path),)), [corpora.find(str(path))], None, lambda *line: said.append(line), None)
+        assert asked["fraction"] == pytest.approx(fraction)
+    assert [sentence for _, sentence in said if "not 10 %" in sentence] == [
+        "validation is the last 0.025 %, not 10 %: enough to tell models apart, and quicker"
+    ]
+    jobs._prepare(
+        Request((str(large),), validation=(small,)), [corpora.find(str(large))], None, lambda *line: None, None
+    )
+    assert asked["validation"] == [small]
+
+
+def test_of_a_large_text_a_part_is_counted(monkeypatch):
+    counted = []
+    monkeypatch.setattr(jobs.evaluation, "line_to_beat", lambda text: counted.append(len(text.train)) or -1e-17)
+    text = dataclasses.replace(text_data(), train=np.zeros(50_000_000, dtype=np.uint8))
+    assert [jobs._line_to_beat(text, seconds) for seconds in (10.0, 120.0, None)] == [0.0, 0.0, 0.0]
+    assert counted == [1_200_000, 2_400_000, 6_000_000]
+    jobs._line_to_beat(text_data(), 10.0)
+    assert counted[-1] == len(text_data().train)
+
+
+def test_a_job_from_python(tmp_path):
+    """Without a command line: decided, measured, and nothing written until `write`."""
+    (tmp_path / "text.txt").write_text("to be, or not to be\n" * 50)
+    settings = ("model.layers=1", "model.width=16", "model.context=8", "train.steps=2", "train.precision=float32")
+    request = Request((str(tmp_path / "text.txt"),), set=(*settings, "train.compile=no"), out=tmp_path / "run")
+    said = []
+    job = jobs.new(request, lambda label, sentence: said.append((label, sentence)))
+    assert not (tmp_path / "run").exists()
+    assert said[0][0] == "text.txt"
+    job.write()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "tokenizer.json"]
+    assert job.trainer.train(progress=False) < 3
+    with pytest.raises(ConfigError, match=r"--resume .*Leave out --set, --out"):
+        jobs.resume(tmp_path / "run", request, lambda *line: None)
