@@ -12,7 +12,7 @@ from benchmarks.record import said, save, shakespeare, spread, trainer_of
 
 TARGET = 1.88
 SEEDS = (0, 1, 2)
-EVERY = {"nanogpt-cpu": 50, "speedrun": 5}  # steps between evaluations: the crossing is known to within so many
+EVERY = {"nanogpt-cpu": 100, "speedrun": 5}  # steps between evaluations: the crossing is known to within so many
 
 Curve = list[tuple[int, float, float]]  # step, seconds, validation loss
 

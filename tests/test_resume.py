@@ -130,7 +130,6 @@ def check_same_run(folder: Path, reference: Path) -> None:
             other.pop(timed)
         assert line == other
     assert not [name for name in files_below(folder / "checkpoints") if "writing" in name]
-    assert (folder / "curve.png").exists()
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -142,6 +141,10 @@ def until_it_ends(folder: Path, go: Callable[[bool], int]) -> int:
     for kills in range(200):
         code = go(checkpoint.holds_run(folder))
         if code == 0:
+            assert (folder / "curve.png").exists()
+            return kills
+        if code == 2:  # killed after the last checkpoint: there is nothing left to train
+            assert checkpoint.latest_step(folder) == 20
             return kills
         assert code == KILLED
         if checkpoint.holds_run(folder):
@@ -190,18 +193,19 @@ def test_killed_from_outside_while_a_checkpoint_is_written(driver: Driver, refer
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2, 12))
+@pytest.mark.parametrize("seed", range(2, 6))
 def test_killed_many_more_times(driver: Driver, reference: Path, seed: int) -> None:
     chain_of_kills(driver, f"chain{seed}", seed, calls=(0, 50))
     check_same_run(driver.home / f"chain{seed}", reference)
 
 
 @pytest.mark.slow
-def test_killed_before_every_single_call(driver: Driver, reference: Path) -> None:
+@pytest.mark.parametrize("third", range(3))
+def test_killed_before_every_single_call(driver: Driver, reference: Path, third: int) -> None:
     calls = driver.start("every", "--force")["calls"]
     assert calls > 80
     folder = driver.home / "every"
-    for place in range(calls):
+    for place in range(third, calls, 3):
         shutil.rmtree(folder)
         assert driver.start("every", "--force", kill_at=place)["code"] == KILLED
         answer = driver.resume("every") if checkpoint.holds_run(folder) else driver.start("every", "--force")
