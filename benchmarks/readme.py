@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.record import RESULTS
 
+Row = tuple[str, str]  # what was measured, what came out
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -22,67 +23,70 @@ def read(name: str) -> dict[str, Any]:
 def between(figures: dict[str, Any], digits: int) -> str:
     """Median, and the range of the runs."""
     median, low, high = (f"{figures[key]:.{digits}f}" for key in ("median", "min", "max"))
-    return f"{median} ({low} to {high})"
+    return median if low == high else f"{median} ({low} to {high})"
 
 
-def figures() -> str:
-    """The table of figures."""
-    step, sampling, demo = read("step"), read("sampling"), read("demo")
-    race, best, start = read("time_to_loss"), read("shakespeare"), read("startup")
-    cached = sampling["shakespeare"]
-    wide = sampling["6 layers x 384"]
-    wide_rate = wide["tokens_per_second"]["cached"]["median"]
-    rows = [
-        (
-            f"Training time to {race['target']:.3f} on the whole validation split: `nanogpt-cpu` against `speedrun`",
-            f"**{race['ratio_of_medians']:.1f} times** faster: {between(race['seconds']['nanogpt-cpu'], 1)} s"
-            f" against {between(race['seconds']['speedrun'], 1)} s",
-            "time_to_loss",
-        ),
-        (
-            "`make demo`: validation loss after one minute, all told; a 5-gram by counting has "
-            f"{demo['counting_line']:.3f}",
-            f"**{between(demo['val_loss'], 3)}** in {between(demo['wall_seconds'], 0)} s of wall-clock",
-            "demo",
-        ),
-        (
-            f"Preset `shakespeare`: best validation loss; nanoGPT reports {best['target']} on an A100",
-            f"**{between(best['best_loss'], 4)}** in {between(best['train_seconds'], 0)} s of training",
-            "shakespeare",
-        ),
-        (
-            "A training step of the `nanogpt-cpu` shape, against the same model of `torch.nn` modules",
-            f"**{between(step['ratio_by_round'], 2)}** of its time",
-            "step",
-        ),
+def startup(found: dict[str, Any]) -> list[Row]:
+    return [("`handmade --help`", f"{between(found['seconds']['handmade --help'], 2)} s")]
+
+
+def step(found: dict[str, Any]) -> list[Row]:
+    what = "A training step of the `nanogpt-cpu` shape, against the same model of `torch.nn` modules"
+    return [(what, f"**{between(found['ratio_by_round'], 2)}** of its time")]
+
+
+def sampling(found: dict[str, Any]) -> list[Row]:
+    own, wide = found["shakespeare"], found["6 layers x 384"]
+    rate, wide_rate = (shape["tokens_per_second"]["cached"]["median"] for shape in (own, wide))
+    return [
         (
             "Sampling from the `shakespeare` shape, one stream: with the cache against without it, at full context",
-            f"**{cached['cached_over_uncached_at_full_context']:.1f} times** the rate;"
-            f" {cached['tokens_per_second']['cached']['median']:.0f} tokens/s",
-            "sampling",
+            f"**{own['cached_over_uncached_at_full_context']:.1f} times** the rate; {rate:.0f} tokens/s",
         ),
         (
             "The same against Hugging Face's `generate`; and at 6 layers of width 384",
-            f"**{cached['cached_over_hugging_face']:.1f}** and"
-            f" **{wide['cached_over_hugging_face']:.1f} times** the rate ({wide_rate:.0f} tokens/s)",
-            "sampling",
+            f"**{own['cached_over_hugging_face']:.2f}** and **{wide['cached_over_hugging_face']:.2f} times** the rate"
+            f" ({wide_rate:.0f} tokens/s)",
         ),
-        (
-            "Rate at token 1,000 against token 300",
-            f"{cached['at_1000_over_at_300']:.2f}",
-            "sampling",
-        ),
-        ("`handmade --help`", f"{between(start['seconds']['handmade --help'], 2)} s", "startup"),
+        ("Rate at token 1,000 against token 300", f"{own['at_1000_over_at_300']:.2f}"),
     ]
+
+
+def demo(found: dict[str, Any]) -> list[Row]:
+    what = f"`make demo`: validation loss; a 5-gram by counting has {found['counting_line']:.3f}"
+    return [(what, f"**{between(found['val_loss'], 3)}** in {between(found['wall_seconds'], 0)} s of wall-clock")]
+
+
+def time_to_loss(found: dict[str, Any]) -> list[Row]:
+    slow, fast = found["seconds"]["nanogpt-cpu"], found["seconds"]["speedrun"]
+    what = f"Training to {found['target']:.3f} on the whole validation split: `nanogpt-cpu` against `speedrun`"
+    times = f"**{found['ratio_of_medians']:.1f} times** faster"
+    return [(what, f"{times}: {between(slow, 1)} s against {between(fast, 1)} s")]
+
+
+def shakespeare(found: dict[str, Any]) -> list[Row]:
+    what = f"Preset `shakespeare`: best validation loss; nanoGPT reports {found['target']} on an A100"
+    seeds = f"{'seed' if len(found['seeds']) == 1 else 'seeds'} {', '.join(map(str, found['seeds']))}"
+    loss, seconds = between(found["best_loss"], 4), between(found["train_seconds"], 0)
+    return [(what, f"**{loss}** in {seconds} s of training, {seeds}")]
+
+
+def figures() -> str:
+    """The table of figures: what results/ has."""
     lines = ["| what | measured | file |", "| --- | --- | --- |"]
-    lines += [f"| {what} | {value} | [{name}](results/{name}.json) |" for what, value, name in rows]
-    machine = best["machine"]
-    seeds = ", ".join(map(str, race["seeds"]))
+    machine = {}
+    for rows in (time_to_loss, demo, shakespeare, step, sampling, startup):
+        name = rows.__name__
+        if not (RESULTS / f"{name}.json").exists():
+            continue
+        found = read(name)
+        machine = found["machine"]
+        lines += [f"| {what} | {value} | [{name}](results/{name}.json) |" for what, value in rows(found)]
     lines += [
         "",
-        f"Median and range; seeds {seeds} where something is trained. {machine['processor']},"
-        f" {best['threads']} threads, torch {machine['torch']}, {best['date']}. Again: `python -m benchmarks`,"
-        " and `python -m benchmarks NAME` for one line.",
+        f"Median, and the range of the runs. {machine['processor']}, {machine['cores']} cores shared with other jobs,"
+        f" torch {machine['torch']}; threads, seeds and day are in each file. Again: `python -m benchmarks`, and"
+        " `python -m benchmarks NAME` for one line.",
     ]
     return "\n".join(lines)
 
