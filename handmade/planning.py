@@ -150,15 +150,16 @@ def fitting_heads(size: Size, wanted: Mapping[str, Any]) -> dict[str, int]:
 
 
 def arithmetic_speed(device: torch.device, size: int = 1024) -> float:
-    """Operations a second of this machine's matrix products, in the number type that "auto" precision takes."""
+    """Operations a second of this machine's matrix products, in the number type that "auto" precision takes: the best
+    of ten, because other processes only ever make one slower and the size picked should not hang on a busy moment."""
     kind = getattr(torch, machine.find_precision("auto", device))
     matrix = torch.full((size, size), 0.5, dtype=kind, device=device)
     seconds = []
-    for _ in range(5):
+    for _ in range(10):
         began = time.perf_counter()
         (matrix @ matrix).sum().item()  # .item() waits for a GPU
         seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / statistics.median(seconds)
+    return 2 * size**3 / min(seconds)
 
 
 # --------------------------------------------------------------------------------------------------------------
