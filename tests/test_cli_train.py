@@ -447,7 +447,7 @@ def test_refused(refused, monkeypatch, words, said):
 )
 def test_fine_tuning_refused(trained, refused, words, said):
     trained("text.txt", *options(train_steps=1))
-    assert said in refused("text.txt", "--from", "runs/text", "--out", "new", *words)
+    assert said in refused("text.txt", "--from", "runs/text", "--out", "new", "--set", "train.steps=1", *words)
 
 
 def test_fine_tuning_advice_is_not_what_from_cannot_take(trained, refused, place):
