@@ -276,11 +276,12 @@ def measure(trainer: Trainer, task: LanguageTask, spend: float = 1.0) -> Measure
         once = trainer.tokens_in_step()
         batches = max(1, -(-tokens // once))
         first, second = trainer.rehearse(2)
-        more = max(0, min(30, int(spend / second)) - 1)
+        more = max(2 if batches > 1 else 0, min(30, int(spend / second)) - 1)
         step = statistics.median([second, *(trainer.rehearse(more) if more else [])])
         if batches > 1:
             trainer.config = config.replace(tokens_per_step=2 * once)
-            step += (batches - 1) * max(0.0, statistics.median(trainer.rehearse(3)) - step)
+            another = statistics.median(trainer.rehearse(3)) - step
+            step += (batches - 1) * max(another, step / 3)  # on a busy machine the difference may come out too small
         trainer.config = config
         evaluation = seconds_to_score(trainer, task)
     return Measured(step, evaluation, tokens / step, max(0.0, first - second), peak.bytes)
