@@ -92,7 +92,9 @@ def test_memory_is_measured():
         time.sleep(0.02)
     with planning.peak_memory(torch.device("cpu")) as peak:
         block = np.ones(100_000_000, dtype=np.uint8)
-        time.sleep(0.02)
+        end = time.monotonic() + 5
+        while peak.bytes < idle.bytes + 90e6 and time.monotonic() < end:  # on a busy machine it looks seldom
+            time.sleep(0.005)
         del block
     assert 90e6 < peak.bytes - idle.bytes < 200e6
 
