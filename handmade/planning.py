@@ -68,7 +68,7 @@ STEPS_AT_LEAST = 300  # fewer steps than this learn less than a smaller model wi
 PAIRS_UP_TO = 128  # tokens in the vocabulary: the table of pairs has its square, and every step works on all of it
 EVALUATION_SHARE = 0.1  # of the time given
 COMPILE_SECONDS = 25.0
-COMPILE_FROM = 240.0  # seconds of training from which compilation has paid for itself on a CPU
+COMPILE_FROM = 240.0  # seconds of training from which "auto" compiles; not measured yet: python -m benchmarks compile
 
 
 @dataclass

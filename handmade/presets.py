@@ -201,7 +201,7 @@ PRESETS: dict[str, Preset] = {
         schedule={"name": "stable-then-decay", "warmup": 0.07, "decay": 0.6, "final": 0.0},
     ),
     "shakespeare": Preset(
-        "the loss of nanogpt-gpu on two CPU cores, in minutes",
+        "close to the loss of nanogpt-gpu on two CPU cores, in minutes",
         "handmade; docs/log.md says what was tried, results/ has the figures",
         model={
             **MODERN,
