@@ -25,6 +25,7 @@ COMMANDS = {
     "train": ("handmade.cli.train:train", "train a model on your text: a file, a folder, or a name like shakespeare"),
     "sample": ("handmade.cli.sample:sample", "let a trained model write"),
     "eval": ("handmade.cli.evaluate:evaluate", "loss, perplexity and bits per byte on the whole validation part"),
+    "ladder": ("handmade.cli.ladder:ladder", "what every idea is worth, from counting letters to today's GPT"),
     "presets": ("handmade.cli.presets:presets", "every preset, with parameters, memory and source"),
 }
 

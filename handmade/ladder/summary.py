@@ -203,7 +203,9 @@ class About:
         records = list(records)
         budgets = list(dict.fromkeys(budget(record["budget"]) for record in records))
         if len(budgets) > 1:
-            raise RunError(f"The records are of two budgets, {budgets[0]} and {budgets[1]}: one table cannot hold both.")
+            raise RunError(
+                f"The records are of two budgets, {budgets[0]} and {budgets[1]}: one table cannot hold both."
+            )
         places, versions = {}, {}  # in the order they come: a ladder may be begun on one machine and ended on another
         for record in records:
             there = record.get("machine") or {}
