@@ -21,7 +21,8 @@ from handmade.optimizers import OptimizerConfig
 from handmade.schedules import ScheduleConfig
 
 CONTEXT = 64  # positions of a training window, for every rung
-WIDTH = 128
+WIDTH = 64
+STATE = 128  # of the recurrent models, which have about as many parameters then
 
 SCHEDULES = {
     "constant": ScheduleConfig("constant", warmup=0.0),
@@ -247,7 +248,7 @@ RUNGS: tuple[Rung, ...] = (
         "mlp",
         "A state is carried along the text, so the past has no fixed length.",
         "Elman 1990, 'Finding Structure in Time'",
-        {"family": "recurrent", "model": {"cell": "rnn", "width": WIDTH, "layers": 1}},
+        {"family": "recurrent", "model": {"cell": "rnn", "width": STATE, "layers": 1}},
         learning_rate=0.004,
     ),
     Rung(
