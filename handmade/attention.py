@@ -157,17 +157,25 @@ def record() -> Iterator[list[Tensor]]:
         _recorders[:] = [other for other in _recorders if other is not maps]
 
 
+def _hear(weights: Tensor) -> None:
+    weights = weights.detach()
+    for maps in _recorders:
+        maps.append(weights)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # The part that models are made of
 
 
 class LayerCache:
     """Keys and values of one layer, so that a new token asks the past without computing it again.
-    Shapes: (rows, key/value heads, capacity, D) each."""
+    Shapes: (rows, key/value heads, capacity, D) each; keys (.., `key_features`) where they have another size."""
 
-    def __init__(self, rows: int, heads: int, capacity: int, features: int, like: Tensor) -> None:
-        self.keys = like.new_zeros(rows, heads, capacity, features)
-        self.values = torch.zeros_like(self.keys)
+    def __init__(
+        self, rows: int, heads: int, capacity: int, features: int, like: Tensor, key_features: int | None = None
+    ) -> None:
+        self.keys = like.new_zeros(rows, heads, capacity, features if key_features is None else key_features)
+        self.values = like.new_zeros(rows, heads, capacity, features)
 
     def extend(self, length: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, H, T, D) behind the `length` that are there; return everything so far (B, H, length + T, D).
@@ -188,8 +196,17 @@ class KeyValueCache:
     """A `LayerCache` for each layer, how many positions they hold (`length`), and the newest token of each row
     (`last` (rows,), None while there is none)."""
 
-    def __init__(self, layers: int, rows: int, heads: int, capacity: int, features: int, like: Tensor) -> None:
-        self.layers = [LayerCache(rows, heads, capacity, features, like) for _ in range(layers)]
+    def __init__(
+        self,
+        layers: int,
+        rows: int,
+        heads: int,
+        capacity: int,
+        features: int,
+        like: Tensor,
+        key_features: int | None = None,
+    ) -> None:
+        self.layers = [LayerCache(rows, heads, capacity, features, like, key_features) for _ in range(layers)]
         self.capacity = capacity
         self.length = 0
         self.last: Tensor | None = None
@@ -296,9 +313,7 @@ class Attention(Module):
             mask, causal = triangle if mask is None else mask & triangle, False
         dropout = self.dropout if self.training else 0.0
         if _recorders and not torch.compiler.is_compiling():
-            weights = attention_weights(queries, keys, mask, causal).detach()
-            for maps in _recorders:
-                maps.append(weights)
+            _hear(attention_weights(queries, keys, mask, causal))
         learning_in_bfloat16 = torch.is_grad_enabled() and values.dtype == torch.bfloat16
         if self.fused and causal and learning_in_bfloat16 and x.device.type == "cpu":
             mixed = attend_by_products(queries, keys, values, dropout)

@@ -92,11 +92,14 @@ class Block(Module):
         length: int = 0,
     ) -> Tensor:
         if self.placement == "pre":
-            seen = self.attention(self.attention_norm(x), None, mask, rotation, cache, length)
-            x = x + self.dropout(seen)
-            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, None, mask, rotation, cache, length)))
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+            x = self.join(x, self.attention(self.attention_norm(x), None, mask, rotation, cache, length))
+            return self.join(x, self.feed_forward(self.feed_forward_norm(x)))
+        x = self.attention_norm(self.join(x, self.attention(x, None, mask, rotation, cache, length)))
+        return self.feed_forward_norm(self.join(x, self.feed_forward(x)))
+
+    def join(self, x: Tensor, written: Tensor) -> Tensor:
+        """The stream with what a part has written. Shapes: (B, T, C) twice -> (B, T, C)."""
+        return x + self.dropout(written)
 
 
 class Head(Linear):

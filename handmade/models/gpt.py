@@ -208,12 +208,13 @@ class GPT(Module):
             nn.init.normal_(module.weight, std=deviation, generator=generator)
             if isinstance(module, Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for projection in self.residual_projections():
+        projections = self.residual_projections()
+        for projection in projections:
             if c.zero_projections:
                 nn.init.zeros_(projection.weight)
             elif c.initialization == "gpt2":
-                # The stream is a sum of 2 * layers terms; this keeps its variance that of one (GPT-2, section 2.3).
-                projection.weight.div_(math.sqrt(2 * c.layers))
+                # The stream is a sum of so many terms; this keeps its variance that of one (GPT-2, section 2.3).
+                projection.weight.div_(math.sqrt(len(projections)))
         if c.zero_projections and not c.tied_head:
             nn.init.zeros_(self.head.weight)
 
