@@ -140,15 +140,19 @@ def running_mean(values: Tensor, asking: int, mask: Tensor | None = None) -> Ten
 
     Shapes: values (..., S, C), mask broadcast to (..., 1, S) -> (..., T, C), the last T = `asking` positions.
     """
+    asked = values.shape[-2]
     if mask is None:
-        counts = torch.arange(1, values.shape[-2] + 1, device=values.device)[:, None]
+        counts = torch.arange(1, asked + 1, device=values.device)[:, None]
     else:
         mask = mask.transpose(-2, -1)  # (..., S, 1)
         values, counts = values.masked_fill(~mask, 0.0), mask.cumsum(-2).clamp(min=1)
     kind = torch.promote_types(values.dtype, torch.float32)
     # A single token that asks sees all: one sum, and none of the sums on the way.
-    sums = values.sum(-2, keepdim=True, dtype=kind) if asking == 1 else values.cumsum(-2, dtype=kind)
-    return (sums[..., -asking:, :] / counts[..., -asking:, :]).to(values.dtype)
+    if asking == 1:
+        sums = values.sum(-2, keepdim=True, dtype=kind)
+    else:
+        sums = values.cumsum(-2, dtype=kind)[..., asked - asking :, :]
+    return (sums / counts[..., asked - asking :, :]).to(values.dtype)
 
 
 def causal_mask(asking: int, asked: int, device: torch.device | None = None) -> Tensor:
@@ -292,7 +296,7 @@ class MeanOfPast(Module):
     ) -> Tensor:
         """`cache` holds `length` positions already, which are part of the mean."""
         if memory is not None or rotation is not None:
-            raise ConfigError("mean of the past: without queries and keys there is no memory to ask and none to turn.")
+            raise ConfigError("mean of the past: takes no memory and no rotation. It has no queries and keys.")
         values = self.value(x)[:, None]  # (B, 1, T, C): one head
         if cache is not None:
             _, values = cache.extend(length, values[..., :0], values)
@@ -300,7 +304,8 @@ class MeanOfPast(Module):
         dropout = self.dropout if self.training else 0.0
         if _recorders and not torch.compiler.is_compiling():
             _hear(mean_weights(asking, asked, mask, values).expand(len(x), 1, asking, asked))
-        if self.fused and not dropout and (mask is None or mask.shape[-2] == 1):
+        alike = mask is None or (mask.dim() > 1 and mask.shape[-2] == 1)  # for all that ask
+        if self.fused and alike and not dropout:
             mixed = running_mean(values, asking, mask)
         else:
             weights = mean_weights(asking, asked, mask, values).expand(len(x), 1, asking, asked)

@@ -167,7 +167,7 @@ def test_padding_has_no_part_in_the_gradient(form):
     assert (model.embedding.weight.grad[tokens[0, 4]] != 0).any()
 
 
-@pytest.mark.parametrize("variant", ["gpt2", "grouped", "pairs"])
+@pytest.mark.parametrize("variant", ["gpt2", "grouped", "pairs", "mean"])
 def test_a_cache_goes_on_from_selected_rows(variant):
     model, tokens, chosen = make(variant), some_tokens(3, 6), torch.tensor([2, 2, 0, 1])
     cache = model.new_cache(3)
