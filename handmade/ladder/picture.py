@@ -27,6 +27,7 @@ MARKS = {BETTER: "▲", WORSE: "▼", OVERLAP: "≈", ONE_SEED: ""}
 SIGNS = {BETTER: "better than its parent", WORSE: "worse", OVERLAP: OVERLAP, ONE_SEED: ONE_SEED}
 ROW, HEAD, FOOT = 0.225, 0.98, 0.86  # inches
 EDGE, NUMBER, LOSS, GAIN = 0.12, 0.24, 0.55, 0.78  # inches: the margin, and the widths of the columns
+LETTERS = 40  # of a title, and of the name of a text
 FENCE = 8  # rungs from which on a few that are far off get an axis of their own
 
 
@@ -67,7 +68,7 @@ def picture(rows: Sequence[Row], about: About, line: str | None = None) -> Any:
 
     # Places, as parts of the figure: titles, the main axes, the axes of what is far off, two columns of figures.
     gains = any(row.gain is not None for row in shown)
-    left = (EDGE + NUMBER + 0.1) / WIDTH + _widest(figure, canvas, [row.title for row in shown]) + 0.014
+    left = (EDGE + NUMBER + 0.1) / WIDTH + _widest(figure, canvas, [shortened(row.title) for row in shown]) + 0.014
     right = 1 - (EDGE + LOSS + GAIN * gains) / WIDTH
     bottom, tall = FOOT / height, ROW * len(shown) / height
     main, far = spans(shown, beat)
@@ -86,7 +87,7 @@ def picture(rows: Sequence[Row], about: About, line: str | None = None) -> Any:
             _draw_row(axes, height_of, row, span)
         if beat is not None and beat.mean is not None and span[0] <= beat.mean <= span[1]:
             axes.axvline(beat.mean, color=LINE, linewidth=1.3, linestyle=(0, (6, 4)), zorder=1, label="counting line")
-            text = f"{beat.title} {beat.mean:.3f}"
+            text = f"{shortened(beat.title)} {beat.mean:.3f}"
             side = "left" if beat.mean < sum(span) / 2 else "right"
             axes.annotate(
                 text, (beat.mean, 1), (0, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
@@ -206,7 +207,7 @@ def _write_columns(figure: Any, axes: Any, shown: Sequence[Row], gains: bool) ->
         y = _height(axes, place) - 0.008 / figure.get_figheight()
         style: dict[str, Any] = {"y": y, "fontsize": 10, "va": "center", "parse_math": False}
         figure.text((EDGE + NUMBER) * inch, s=row.label, color=GREY, ha="right", **{**style, "fontsize": 9})
-        figure.text((EDGE + NUMBER + 0.1) * inch, s=row.title, color=INK, **style)
+        figure.text((EDGE + NUMBER + 0.1) * inch, s=shortened(row.title), color=INK, **style)
         assert row.mean is not None
         loss = f"{row.mean:.3f}" if math.isfinite(row.mean) else "diverged"
         figure.text(loss_x, s=loss, color=INK, ha="right", **style)
@@ -218,6 +219,11 @@ def _write_columns(figure: Any, axes: Any, shown: Sequence[Row], gains: bool) ->
     top = _height(axes, -0.5) + 0.05 / figure.get_figheight()
     for x, text in ((loss_x, "loss"), (gain_x, "gain" if gains else "")):
         figure.text(x, top, text, color=GREY, fontsize=9, ha="right", va="bottom")
+
+
+def shortened(text: str) -> str:
+    """What there is room for."""
+    return text if len(text) <= LETTERS else text[: LETTERS - 1].rstrip() + "…"
 
 
 def signed(value: float) -> str:
@@ -240,7 +246,7 @@ def _write_around(figure: Any, about: About, shown: Sequence[Row], known: int, s
     title = "What else one may ask" if side else "What each idea is worth"
     figure.text(left, 1 - 0.13 / height, title, fontsize=13, fontweight="bold", va="top", color=INK)
     climbed = "" if len(shown) == known else f"{len(shown)} of {known} rungs so far"
-    said = [about.data, about.budget, about.seeds_said.partition(" (")[0], climbed]
+    said = [shortened(about.data), about.budget, about.seeds_said.partition(" (")[0], climbed]
     line = "  ·  ".join(part for part in said if part)
     figure.text(left, 1 - 0.42 / height, line, fontsize=9.5, va="top", color=GREY, parse_math=False)
     boxes = [axes.get_position() for axes in figure.axes]

@@ -3,7 +3,7 @@
     rows = summarise(rungs, records)
     about = About.of(records, "tinyshakespeare.txt", "handmade ladder shakespeare")
 
-Plain records in, plain rows out; `table` and `picture` show them. Of a seed that is there twice the later record counts.
+Plain records in, plain rows out; `table` and `picture` show them.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Row:
 def summarise(rungs: Sequence[Rung], records: Iterable[Record]) -> list[Row]:
     """A row for every rung: the climbed ones in their order, then the side rungs in theirs.
 
-    Records of rungs that are not among `rungs` only serve as parents.
+    Records of rungs that are not among `rungs` only serve as parents. Where a rung has two records of a seed, the
+    later one counts.
     """
     runs: dict[str, dict[int, Record]] = {}
     for record in records:
@@ -206,11 +207,15 @@ class About:
             raise RunError(
                 f"The records are of two budgets, {budgets[0]} and {budgets[1]}: one table cannot hold both."
             )
-        places, versions = {}, {}  # in the order they come: a ladder may be begun on one machine and ended on another
+        places: dict[str, None] = {}
+        versions: dict[
+            str, None
+        ] = {}  # in the order they come: a ladder may be begun on one machine and ended on another
         for record in records:
             there = record.get("machine") or {}
             if there:
-                places[f"{there['processor']}, {there['cores']} cores"] = None
+                gpu = f", {there['gpu']}" if there.get("gpu", "none") != "none" else ""
+                places[f"{there['processor']}, {there['cores']} cores{gpu}"] = None
             versions[_versions(record, there)] = None
         return cls(
             data=data,
