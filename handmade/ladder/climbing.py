@@ -174,7 +174,7 @@ class Climb:
         if self.equal == "time":
             speed = self.speeds[rung.name]
             return max(1, round(self.budget["seconds"] / speed.step))
-        if self.settings[rung.name].train.like_parent == "tokens":
+        if not rung.as_long_as_parent:
             return max(1, round(self.budget["tokens"] / self.tokens_in_step(rung)))
         parent = self.known[rung.parent or ""]
         seconds = self.steps(parent) * self.speeds[parent.name].step
@@ -253,11 +253,12 @@ class Climb:
         wanted = self.rungs if self.budget is None else [rung for rung, _ in self.todo()]
         names = dict.fromkeys(rung.name for rung in wanted if not self.settings[rung.name].counted)
         for name in list(names):
-            parent = self.known[name].parent
-            if parent is not None and self.settings[name].train.like_parent == "seconds":
-                names[parent] = None
-        measured = [send(runs.speed, self.order(self.known[name], 0)) for name in names]
-        self.speeds.update(zip(names, (future.result() for future in measured), strict=True))
+            if self.known[name].as_long_as_parent:
+                names[self.known[name].parent or ""] = None
+        # Rungs that differ in nothing but the learning rate are as quick: `tuning` has several of each.
+        alike = {name: next(one for one in names if self.settings[one] == self.settings[name]) for name in names}
+        measured = {name: send(runs.speed, self.order(self.known[name], 0)) for name in dict.fromkeys(alike.values())}
+        self.speeds.update({name: measured[one].result() for name, one in alike.items()})
         if self.budget is None:
             self._lay_out()
         waiting = self.todo()

@@ -45,15 +45,12 @@ class Training(Config):
     schedule: str = "constant"
     """One of `SCHEDULES`."""
     precision: str = "float32"
-    like_parent: str = "tokens"
-    """What is equal to the parent's run: "tokens" seen, or "seconds" of training."""
 
     def check(self) -> None:
         self.require("sequences", self.sequences >= 1, "at least 1")
         self.require("pieces", self.pieces >= 1 and self.sequences % self.pieces == 0, "a divisor of sequences")
         self.require("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         self.require("precision", self.precision in ("float32", "bfloat16"), "float32 or bfloat16")
-        self.require("like_parent", self.like_parent in ("tokens", "seconds"), "tokens or seconds")
         OptimizerConfig.from_dict({"name": self.optimizer})  # raises, and names those there are
 
     @property
@@ -81,6 +78,8 @@ class Rung:
     """Peak rate; None for a rung that only counts. Chosen on a seed that is not reported: `climbing.tune`."""
     side: bool = False
     """Answers a question, and is not climbed: no other rung stands on it, unless it is a side rung too."""
+    as_long_as_parent: bool = False
+    """Trained for the seconds that the parent took instead of as many tokens."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +230,7 @@ RUNGS: tuple[Rung, ...] = (
         "The table of pairs is learnt by gradient descent instead of counted: nothing is gained yet but the method.",
         "Bengio et al. 2003, 'A Neural Probabilistic Language Model', section 2, with one token",
         {"family": "bigram", "model": {}},
-        learning_rate=0.1,
+        learning_rate=0.05,
     ),
     Rung(
         "mlp",
@@ -294,7 +293,7 @@ RUNGS: tuple[Rung, ...] = (
         "Four smaller heads listen for four things at the cost of one.",
         f"{VASWANI}, section 3.2.2",
         {"model.heads": 4},
-        learning_rate=0.004,
+        learning_rate=0.008,
     ),
     Rung(
         "feed-forward",
@@ -303,7 +302,7 @@ RUNGS: tuple[Rung, ...] = (
         "After listening, each position thinks by itself.",
         f"{VASWANI}, equation 2",
         {"model.hidden": None},
-        learning_rate=0.002,
+        learning_rate=0.008,
     ),
     Rung(
         "residual",
@@ -312,7 +311,7 @@ RUNGS: tuple[Rung, ...] = (
         "Each part adds to a stream instead of replacing it, so what was known is not lost.",
         "He et al. 2016, 'Deep Residual Learning', equation 1 (arXiv:1512.03385)",
         {"model.residual": True},
-        learning_rate=0.002,
+        learning_rate=0.008,
     ),
     Rung(
         "layer-norm",
@@ -321,7 +320,7 @@ RUNGS: tuple[Rung, ...] = (
         "Each part reads the stream brought to mean 0 and variance 1.",
         f"Ba et al. 2016, equation 4 (arXiv:1607.06450); placed as in {GPT2}, section 2.3",
         {"model.norm": "layer"},
-        learning_rate=0.004,
+        learning_rate=0.008,
     ),
     Rung(
         "depth",
@@ -330,7 +329,7 @@ RUNGS: tuple[Rung, ...] = (
         "Four blocks: what one has worked out, the next can use.",
         f"{VASWANI}, section 3.1",
         {"model.layers": 4},
-        learning_rate=0.002,
+        learning_rate=0.004,
     ),
     Rung(
         "dropout",
@@ -339,7 +338,7 @@ RUNGS: tuple[Rung, ...] = (
         "A tenth of what each part says is left out by chance, against learning the text by heart.",
         "Srivastava et al. 2014, 'Dropout', section 4",
         {"model.dropout": 0.1},
-        learning_rate=0.002,
+        learning_rate=0.004,
     ),
     Rung(
         "gpt2-init",
@@ -348,7 +347,7 @@ RUNGS: tuple[Rung, ...] = (
         "Weights start small, N(0, 0.02), and what writes into the stream smaller with depth.",
         f"{GPT2}, section 2.3",
         {"model.initialization": "gpt2"},
-        learning_rate=0.002,
+        learning_rate=0.004,
     ),
     Rung(
         "gelu",
@@ -357,7 +356,7 @@ RUNGS: tuple[Rung, ...] = (
         "A smooth bend instead of a corner at zero.",
         "Hendrycks and Gimpel 2016 (arXiv:1606.08415)",
         {"model.activation": "gelu"},
-        learning_rate=0.002,
+        learning_rate=0.004,
     ),
     Rung(
         "tied-head",
@@ -366,7 +365,7 @@ RUNGS: tuple[Rung, ...] = (
         "Reading and writing a token share one vector.",
         "Press and Wolf 2017 (arXiv:1608.05859)",
         {"model.tied_head": True},
-        learning_rate=0.002,
+        learning_rate=0.004,
     ),
     Rung(
         "warm-up-and-cosine",
@@ -375,7 +374,7 @@ RUNGS: tuple[Rung, ...] = (
         "The rate rises at first and then falls along a cosine, instead of staying where it is.",
         "Loshchilov and Hutter 2017, equation 5 (arXiv:1608.03983)",
         {"train.schedule": "warm-up and cosine"},
-        learning_rate=0.004,
+        learning_rate=0.008,
     ),
     Rung(
         "rotary",
@@ -384,7 +383,7 @@ RUNGS: tuple[Rung, ...] = (
         "Queries and keys are turned by their place, so that scores depend on the distance.",
         "Su et al. 2021, equation 34 (arXiv:2104.09864)",
         {"model.positions": "rotary"},
-        learning_rate=0.004,
+        learning_rate=0.008,
     ),
     Rung(
         "rms-norm",
@@ -393,7 +392,7 @@ RUNGS: tuple[Rung, ...] = (
         "The norm without the mean: only the length is taken out.",
         "Zhang and Sennrich 2019, equation 4 (arXiv:1910.07467)",
         {"model.norm": "rms"},
-        learning_rate=0.004,
+        learning_rate=0.008,
     ),
     Rung(
         "qk-norm",
@@ -402,7 +401,7 @@ RUNGS: tuple[Rung, ...] = (
         "Queries and keys get one length, which bounds the scores.",
         "Henry et al. 2020 (arXiv:2010.04245)",
         {"model.query_key_norm": True},
-        learning_rate=0.004,
+        learning_rate=0.008,
     ),
     Rung(
         "squared-relu",
@@ -411,7 +410,7 @@ RUNGS: tuple[Rung, ...] = (
         "ReLU, squared: zero below zero, and steeper above.",
         "So et al. 2021, 'Primer', section 4 (arXiv:2109.08668)",
         {"model.activation": "relu-squared"},
-        learning_rate=0.004,
+        learning_rate=0.008,
     ),
     Rung(
         "zero-projections",
@@ -420,7 +419,7 @@ RUNGS: tuple[Rung, ...] = (
         "Each block starts as the identity: what writes into the stream begins at zero.",
         "Zhang et al. 2019, 'Fixup', section 3 (arXiv:1901.09321)",
         {"model.zero_projections": True},
-        learning_rate=0.004,
+        learning_rate=0.008,
     ),
     Rung(
         "no-biases",
@@ -429,7 +428,7 @@ RUNGS: tuple[Rung, ...] = (
         "Linear layers without a constant: fewer parts, and nothing is missed.",
         "Chowdhery et al. 2022, 'PaLM', section 2 (arXiv:2204.02311)",
         {"model.bias": False},
-        learning_rate=0.004,
+        learning_rate=0.008,
     ),
     Rung(
         "logit-cap",
@@ -438,7 +437,7 @@ RUNGS: tuple[Rung, ...] = (
         "Logits are bent to stay within 15: no token can be made certain by one large weight.",
         "Gemma Team 2024, 'Gemma 2', section 2 (arXiv:2408.00118)",
         {"model.logit_cap": 15.0},
-        learning_rate=0.004,
+        learning_rate=0.008,
     ),
     Rung(
         "muon",
@@ -447,7 +446,7 @@ RUNGS: tuple[Rung, ...] = (
         "The step of a matrix is made orthogonal: all its directions move alike. AdamW keeps the rest.",
         "Jordan et al. 2024, 'Muon: An optimizer for hidden layers in neural networks'",
         {"train.optimizer": "muon"},
-        learning_rate=0.02,
+        learning_rate=0.04,
     ),
 )
 
@@ -469,7 +468,7 @@ SIDE_RUNGS: tuple[Rung, ...] = (
         "What does the division by sqrt(d) do? Here it is left out.",
         f"{VASWANI}, section 3.2.1",
         {"model.score_scale": "none"},
-        learning_rate=0.004,
+        learning_rate=0.008,
         side=True,
     ),
     Rung(
@@ -479,7 +478,7 @@ SIDE_RUNGS: tuple[Rung, ...] = (
         "A common slip: d taken as the width of the stream, not of a head.",
         f"{VASWANI}, section 3.2.1",
         {"model.score_scale": "width"},
-        learning_rate=0.004,
+        learning_rate=0.008,
         side=True,
     ),
     Rung(
@@ -489,7 +488,7 @@ SIDE_RUNGS: tuple[Rung, ...] = (
         "Do positions have to be learnt? Here they are waves.",
         f"{VASWANI}, section 3.5",
         {"model.positions": "sinusoidal"},
-        learning_rate=0.004,
+        learning_rate=0.008,
         side=True,
     ),
     Rung(
@@ -499,7 +498,7 @@ SIDE_RUNGS: tuple[Rung, ...] = (
         "A gate in the feed-forward layer. It has a third matrix, so each is made smaller: as many parameters.",
         "Shazeer 2020, equation 6 (arXiv:2002.05202)",
         {"model.activation": "swiglu"},
-        learning_rate=0.004,
+        learning_rate=0.008,
         side=True,
     ),
     *(
@@ -513,7 +512,7 @@ SIDE_RUNGS: tuple[Rung, ...] = (
             learning_rate=rate,
             side=True,
         )
-        for sequences, rate in ((4, 0.002), (64, 0.008), (256, 0.008))
+        for sequences, rate in ((4, 0.004), (64, 0.016), (256, 0.016))
     ),
     Rung(
         "adam-l2",
@@ -522,7 +521,7 @@ SIDE_RUNGS: tuple[Rung, ...] = (
         "Weight decay put into the gradient, where Adam rescales it, instead of beside it.",
         "Loshchilov and Hutter 2019, algorithm 2 (arXiv:1711.05101)",
         {"train.optimizer": "adam"},
-        learning_rate=0.004,
+        learning_rate=0.008,
         side=True,
     ),
     Rung(
@@ -532,7 +531,7 @@ SIDE_RUNGS: tuple[Rung, ...] = (
         "Matrix products with 8 bits of precision instead of 24: is anything lost?",
         "Kalamkar et al. 2019 (arXiv:1905.12322)",
         {"train.precision": "bfloat16"},
-        learning_rate=0.004,
+        learning_rate=0.008,
         side=True,
     ),
     Rung(
@@ -542,7 +541,7 @@ SIDE_RUNGS: tuple[Rung, ...] = (
         "The same 64 sequences in four micro-batches: the same step in a quarter of the memory.",
         "the gradient of a sum is the sum of gradients; equal but for rounding and the draws of dropout",
         {"train.pieces": 4},
-        learning_rate=0.008,
+        learning_rate=0.016,
         side=True,
     ),
     Rung(
@@ -552,7 +551,8 @@ SIDE_RUNGS: tuple[Rung, ...] = (
         "The same seconds spent on a wider model that sees fewer tokens: is the ladder's top too small?",
         "Kaplan et al. 2020, section 6 (arXiv:2001.08361)",
         {"model.width": 2 * WIDTH},
-        learning_rate=0.02,
+        learning_rate=0.04,
         side=True,
+        as_long_as_parent=True,
     ),
 )
