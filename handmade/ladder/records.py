@@ -87,7 +87,7 @@ def _said(name: str, value: Any) -> str:
     if name == "data" and isinstance(value, Mapping):
         return f"{value.get('name')}, {value.get('train_tokens', 0):,} tokens"
     if name == "budget" and isinstance(value, Mapping):
-        if value.get("equal") == "time":
-            return f"{value.get('seconds'):g} s a run"
-        return f"{value.get('tokens'):,} tokens a run"
+        unit = "s" if value.get("equal") == "time" else "tokens"
+        amount = value.get("seconds") or value.get("tokens")
+        return f"equal {value.get('equal')}" if amount is None else f"{amount:,} {unit} a run"
     return repr(value)
