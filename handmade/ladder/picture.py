@@ -28,6 +28,7 @@ SIGNS = {BETTER: "better than its parent", WORSE: "worse", OVERLAP: OVERLAP, ONE
 ROW, HEAD, FOOT = 0.225, 0.98, 0.86  # inches
 EDGE, NUMBER, LOSS, GAIN = 0.12, 0.24, 0.55, 0.78  # inches: the margin, and the widths of the columns
 DIVERGED = 0.8  # instead of LOSS, where that word stands in it
+UNIT = "validation loss, nats per token"
 LETTERS = 40  # of a title, and of the name of a text
 FENCE = 8  # rungs from which on a few that are far off get an axis of their own
 FAR = 0.75  # of the distance of the quartiles: so far above the upper one begins what is far off
@@ -261,8 +262,9 @@ def _write_around(figure: Any, about: About, shown: Sequence[Row], known: int, s
     boxes = [axes.get_position() for axes in figure.axes]
     middle = (boxes[0].x0 + boxes[-1].x1) / 2
     below = (FOOT - 0.30) / height
-    figure.text(middle, below, "validation loss, nats per token", fontsize=9.5, va="top", ha="center", color=GREY)
     there = {row.verdict for row in shown if row.gain is not None}
+    text = UNIT + "; a bar runs from the parent's to the rung's own" * bool(there)
+    figure.text(middle, below, text, fontsize=9.5, va="top", ha="center", color=GREY)
     bar: dict[str, Any] = {"linewidth": 7, "alpha": 0.45}
     signs = [Line2D([], [], color=COLOURS[found], label=SIGNS[found], **bar) for found in SIGNS if found in there]
     several = any(len(row.seeds) > 1 for row in shown)
