@@ -56,12 +56,13 @@ class Board:
         self.running: dict[Run, float] = {}  # since when
         self.totals = Counter(rung for rung, _ in self.runs)
         self.live: Live | None = None
+        self.known: list[Row] | None = None  # as long as no record comes
         self.began = time.monotonic()
 
     def __enter__(self) -> Board:
         self.began = time.monotonic()
         if self.show and moves(self.console):
-            self.live = Live(self, console=self.console, refresh_per_second=2)
+            self.live = Live(self, console=self.console, refresh_per_second=1)
             self.live.start(refresh=True)
             self.console.show_cursor(True)  # what is killed must not leave the terminal without one
         return self
@@ -86,6 +87,7 @@ class Board:
         """A run ended: this is its record."""
         self.running.pop((record["rung"], record["seed"]), None)
         self.records.append(record)
+        self.known = None
         if self.show and self.live is None:
             self.print(self.line(record))
         self._refresh()
@@ -108,7 +110,9 @@ class Board:
 
     def rows(self) -> list[Row]:
         """A row for every rung that is to be climbed."""
-        return [row for row in summarise(self.rungs, self.records) if row.name in self.totals]
+        if self.known is None:
+            self.known = [row for row in summarise(self.rungs, self.records) if row.name in self.totals]
+        return self.known
 
     def seconds_left(self) -> float | None:
         """What the runs that are left will take. A run takes what its rung took with another seed, or what is
@@ -173,8 +177,8 @@ class Board:
         line = "  ".join(parts)
         return spelt(line) if self.console.options.ascii_only else line
 
-    def heading(self) -> list[str]:
-        """Data, budget, seeds; how many runs are done; how long it takes yet."""
+    def heading(self, width: int) -> list[str]:
+        """What is compared; how far it is. In one line or in more, none wider than it must be."""
         seeds = sorted({seed for _, seed in self.runs})
         among = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
         left = self.seconds_left()
@@ -184,17 +188,21 @@ class Board:
         else:
             time_said = "" if left is None else f"about {duration(left)} left"
         going = f"{len(self.running)} running" if self.running else ""
-        parts = [self.about.data, self.about.budget, among, f"{done} of {len(self.runs)} runs", going, time_said]
-        return [part for part in parts if part]
+        compared = [part for part in (self.about.data, self.about.budget, among) if part]
+        far = [part for part in (f"{done} of {len(self.runs)} runs", going, time_said) if part]
+        together = flowed(compared + far, width)
+        return together if len(together) == 1 else flowed(compared, width) + flowed(far, width)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, plain = options.max_width, options.ascii_only
         rows, now = self.rows(), time.monotonic()
         going = {rung: f"{duration(now - since)} …" for (rung, _), since in reversed(list(self.running.items()))}
-        above = flowed(self.heading(), width)
+        above = self.heading(width)
         explained = any(row.verdict == OVERLAP for row in rows)
         shown: Sequence[Row] = rows
-        if self.live is not None:  # the column heads, the line below, and one for the cursor
+        if self.live is not None:
+            above = above[-max(1, console.size.height // 4) :]  # the last says how far it is
+            # Besides: the heads of the columns, the line below, one for the cursor, one before the side rungs.
             shown = window(rows, going, console.size.height - len(above) - 3 - any(row.side for row in rows))
         for line in above:
             yield self._text(line, plain, "bold" if line is above[0] else "")

@@ -27,8 +27,11 @@ MARKS = {BETTER: "▲", WORSE: "▼", OVERLAP: "≈", ONE_SEED: ""}
 SIGNS = {BETTER: "better than its parent", WORSE: "worse", OVERLAP: OVERLAP, ONE_SEED: ONE_SEED}
 ROW, HEAD, FOOT = 0.225, 0.98, 0.86  # inches
 EDGE, NUMBER, LOSS, GAIN = 0.12, 0.24, 0.55, 0.78  # inches: the margin, and the widths of the columns
+DIVERGED = 0.8  # instead of LOSS, where that word stands in it
+UNIT = "validation loss, nats per token"
 LETTERS = 40  # of a title, and of the name of a text
 FENCE = 8  # rungs from which on a few that are far off get an axis of their own
+FAR = 0.75  # of the distance of the quartiles: so far above the upper one begins what is far off
 
 
 def draw(rows: Sequence[Row], path: str | os.PathLike[str], about: About, line: str | None = None) -> Path:
@@ -39,10 +42,11 @@ def draw(rows: Sequence[Row], path: str | os.PathLike[str], about: About, line: 
     picture cannot be written.
     """
     path = Path(path)
-    figure = picture(rows, about, line)
-    with files.whole(path, "the picture of the ladder") as file, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a title in a script that the font lacks
-        figure.savefig(file, format="png")
+        figure = picture(rows, about, line)
+        with files.whole(path, "the picture of the ladder") as file:
+            figure.savefig(file, format="png")
     return path
 
 
@@ -66,33 +70,24 @@ def picture(rows: Sequence[Row], about: About, line: str | None = None) -> Any:
     figure = Figure(figsize=(WIDTH, height), dpi=DOTS)
     canvas = FigureCanvasAgg(figure)
 
-    # Places, as parts of the figure: titles, the main axes, the axes of what is far off, two columns of figures.
-    gains = any(row.gain is not None for row in shown)
+    gains = any(row.gain is not None and math.isfinite(row.gain) for row in shown)
     left = (EDGE + NUMBER + 0.1) / WIDTH + _widest(figure, canvas, [shortened(row.title) for row in shown]) + 0.014
-    right = 1 - (EDGE + LOSS + GAIN * gains) / WIDTH
+    right = 1 - (EDGE + (LOSS if _finite(shown) == shown else DIVERGED) + GAIN * gains) / WIDTH
     bottom, tall = FOOT / height, ROW * len(shown) / height
     main, far = spans(shown, beat)
     if far is None:
         panels = [(main, (left, bottom, right - left, tall))]
     else:
         width, gap = (right - left) * 0.17, 0.012
-        panels = [
-            (main, (left, bottom, right - left - width - gap, tall)),
-            (far, (right - width, bottom, width, tall)),
-        ]
-    for place, (span, box) in enumerate(panels):
+        beside = (left, bottom, right - left - width - gap, tall)
+        panels = [(main, beside), (far, (right - width, bottom, width, tall))]
+    for number, (span, box) in enumerate(panels):
         axes = figure.add_axes(box)
-        _dress(axes, span, len(shown), first=place == 0, last=place == len(panels) - 1)
-        for height_of, row in enumerate(shown):
-            _draw_row(axes, height_of, row, span)
+        _dress(axes, span, len(shown), first=number == 0, last=number == len(panels) - 1)
+        for place, row in enumerate(shown):
+            _draw_row(axes, place, row, span)
         if beat is not None and beat.mean is not None and span[0] <= beat.mean <= span[1]:
-            axes.axvline(beat.mean, color=LINE, linewidth=1.3, linestyle=(0, (6, 4)), zorder=1, label="counting line")
-            text = f"{shortened(beat.title)} {beat.mean:.3f}"
-            side = "left" if beat.mean < sum(span) / 2 else "right"
-            axes.annotate(
-                text, (beat.mean, 1), (0, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
-                color=LINE, fontsize=9, fontweight="bold", ha=side, va="bottom", parse_math=False,
-            )  # fmt: skip
+            _draw_line(axes, beat.title, beat.mean, span)
     _write_columns(figure, figure.axes[0], shown, gains)
     _write_around(figure, about, shown, len(known), side=not climbed)
     return figure
@@ -105,17 +100,17 @@ def picture(rows: Sequence[Row], about: About, line: str | None = None) -> Any:
 def spans(shown: Sequence[Row], beat: Row | None = None) -> tuple[tuple[float, float], tuple[float, float] | None]:
     """The losses that the main axes show, and those of a second axes, or None where one is enough.
 
-    A guess at random is so far from the rest that it would press it flat. Where there are enough rungs, those above
-    the upper quartile by more than the distance of the quartiles are shown apart.
+    A guess at random is so far from the rest that it would press it flat: where there are enough rungs, what is far
+    above the upper quartile is shown apart.
     """
-    finite = [row for row in shown if row.mean is not None and math.isfinite(row.mean)]
+    finite = _finite(shown)
     if not finite:
         return (0.0, 1.0), None
     means = sorted(row.mean for row in finite if row.mean is not None)
     fence = math.inf
     if len(means) >= FENCE:
         quarter, three = means[len(means) // 4], means[(3 * len(means)) // 4]
-        fence = three + (three - quarter)
+        fence = three + FAR * (three - quarter)
     near = [row for row in finite if row.mean is not None and row.mean <= fence]
     far = [row for row in finite if row not in near]
     extra = [beat.mean] if beat is not None and beat.mean is not None and beat.mean <= fence else []
@@ -124,6 +119,11 @@ def spans(shown: Sequence[Row], beat: Row | None = None) -> tuple[tuple[float, f
     extra += [row.parent_mean for row in near if row.parent_mean is not None and row.parent not in drawn]
     main = _span([*_ends(near), *(value for value in extra if math.isfinite(value) and value <= fence)])
     return main, _span(_ends(far), 0.16) if far else None
+
+
+def _finite(rows: Sequence[Row]) -> list[Row]:
+    """Those that did not diverge."""
+    return [row for row in rows if row.mean is not None and math.isfinite(row.mean)]
 
 
 def _ends(rows: Sequence[Row]) -> list[float]:
@@ -183,6 +183,16 @@ def _draw_row(axes: Any, place: int, row: Row, span: tuple[float, float]) -> Non
         seeds, [place] * len(seeds), ".", color=INK, markersize=3.5, alpha=0.55, zorder=4, label=f"seeds {row.name}"
     )
     axes.plot(mean, place, "o", color=INK, markersize=4.2, zorder=5, label=f"mean {row.name}")
+
+
+def _draw_line(axes: Any, title: str, loss: float, span: tuple[float, float]) -> None:
+    """The line to beat, through all rungs, with its name above it."""
+    axes.axvline(loss, color=LINE, linewidth=1.3, linestyle=(0, (6, 4)), zorder=1, label="to beat")
+    axes.annotate(
+        f"{shortened(title)} {loss:.3f}", (loss, 1), (0, 4), xycoords=("data", "axes fraction"),
+        textcoords="offset points", ha="left" if loss < sum(span) / 2 else "right", va="bottom",
+        color=LINE, fontsize=9, fontweight="bold", parse_math=False,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -252,13 +262,14 @@ def _write_around(figure: Any, about: About, shown: Sequence[Row], known: int, s
     boxes = [axes.get_position() for axes in figure.axes]
     middle = (boxes[0].x0 + boxes[-1].x1) / 2
     below = (FOOT - 0.30) / height
-    figure.text(middle, below, "validation loss, nats per token", fontsize=9.5, va="top", ha="center", color=GREY)
     there = {row.verdict for row in shown if row.gain is not None}
+    text = UNIT + "; a bar runs from the parent's to the rung's own" * bool(there)
+    figure.text(middle, below, text, fontsize=9.5, va="top", ha="center", color=GREY)
     bar: dict[str, Any] = {"linewidth": 7, "alpha": 0.45}
     signs = [Line2D([], [], color=COLOURS[found], label=SIGNS[found], **bar) for found in SIGNS if found in there]
     several = any(len(row.seeds) > 1 for row in shown)
     point: dict[str, Any] = {"color": INK, "marker": "o", "markersize": 4.2, "linewidth": 1.4 if several else 0}
-    signs.append(Line2D([], [], label="mean, and range of the seeds" if several else "one seed", **point))
+    signs.append(Line2D([], [], label="mean, and range of the seeds" if several else "loss of the one seed", **point))
     figure.legend(
         handles=signs, loc="lower left", bbox_to_anchor=(0.005, 0.0), ncols=len(signs), frameon=False, fontsize=9.5,
         handlelength=1.6, columnspacing=1.6,

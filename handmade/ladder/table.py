@@ -16,8 +16,7 @@ from html import escape
 from typing import Any
 from unicodedata import category
 
-from rich.cells import cell_len, chop_cells
-from rich.table import Table
+from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.text import Text
 
 from handmade.ladder.summary import BETTER, ONE_SEED, OVERLAP, WORSE, About, Record, Row, Rung, summarise
@@ -110,7 +109,7 @@ LAYOUTS = (
 """From the richest to the barest. The first that fits is taken: columns go, figures are never cut."""
 
 # What a column takes at least, so that the table does not move as it fills.
-LEAST = {"#": 3, "loss": 5, "gain": 6, "params": 6, "tok/s": 5, "s": 4, "full": 21, "short": 9, "mark": 1}
+LEAST = {"#": 3, "loss": 5, "gain": 6, "params": 6, "tok/s": 5, "s": 4, "full": 22, "short": 9, "mark": 1}
 LEFT = ("rung", "loss", "verdict", " ")
 Cells = dict[str, tuple[str, str]]  # column -> text, style
 
@@ -122,9 +121,10 @@ def table(
     totals: Mapping[str, int] | None = None,
     shown: Sequence[Row] | None = None,
     ascii_only: bool = False,
-) -> Table:
-    """The rows as a rich table, at most `width` wide.
+) -> Text:
+    """The rows as lines for rich, at most `width` wide.
 
+    No rich.table.Table, which takes several times as long to draw: that time is taken from the models that are trained.
     going: rung -> what is said of it while it runs. totals: rung -> how many seeds it is to have. shown: those of
     `rows` that are shown; all take part in the widths, so that columns stay where they are when others are shown.
     """
@@ -132,23 +132,37 @@ def table(
     for layout in LAYOUTS:
         made = {row.name: _cells(row, layout, going.get(row.name), totals.get(row.name), ascii_only) for row in rows}
         widths = _widths(list(made.values()), layout)
-        titles = max(0, width - sum(size for name, size in widths.items() if name != "rung"))
-        titles = min(titles - layout.gap * (len(widths) - 1), widths.get("rung", 0))
-        if titles >= min(widths.get("rung", 0), layout.title):
+        whole = widths.get("rung", 0)
+        room = width - sum(size for name, size in widths.items() if name != "rung") - layout.gap * (len(widths) - 1)
+        if room >= min(whole, layout.title):
             break
-    widths["rung"] = titles
-    names = [name for name in widths if name != "rung" or titles > 0]
-    sheet = Table(box=None, padding=(0, layout.gap, 0, 0), pad_edge=False, header_style="dim")
-    for name in names:
-        overflow: Any = "crop" if ascii_only else "ellipsis"
-        justify: Any = "left" if name in LEFT else "right"
-        sheet.add_column(name, justify=justify, width=widths[name], no_wrap=True, overflow=overflow)
+    widths["rung"] = min(whole, room)
+    names = [name for name in widths if widths[name] > 0]
+    lines = [_joined([(name, "dim") for name in names], names, widths, layout.gap, ascii_only)]
     rows = rows if shown is None else shown
     for place, row in enumerate(rows):
         if row.side and place and not rows[place - 1].side:
-            sheet.add_row(*(Text(ASIDE, "dim italic") if name == "rung" else "" for name in names))
-        sheet.add_row(*(Text(*made[row.name][name]) for name in names))
-    return sheet
+            aside = [(ASIDE, "dim italic") if name == "rung" else ("", "") for name in names]
+            lines.append(_joined(aside, names, widths, layout.gap, ascii_only))
+        lines.append(_joined([made[row.name][name] for name in names], names, widths, layout.gap, ascii_only))
+    return Text("\n", no_wrap=True, overflow="crop").join(lines)
+
+
+def _joined(
+    cells: Sequence[tuple[str, str]], names: Sequence[str], widths: Mapping[str, int], gap: int, ascii_only: bool
+) -> Text:
+    """A line: every cell as wide as its column."""
+    line = Text()
+    for place, ((text, style), name) in enumerate(zip(cells, names, strict=True)):
+        size = widths[name]
+        if cell_len(text) > size:
+            text = set_cell_size(text, size - 1) + ("." if ascii_only else "…")
+        blank = " " * (size - cell_len(text))
+        line.append(" " * (gap if place else 0) + ("" if name in LEFT else blank))
+        line.append(text, style)
+        line.append(blank if name in LEFT else "")
+    line.rstrip()
+    return line
 
 
 def _widths(made: Sequence[Cells], layout: Layout) -> dict[str, int]:
@@ -161,7 +175,7 @@ def _widths(made: Sequence[Cells], layout: Layout) -> dict[str, int]:
                 least = 13 if layout.gap > 1 else 11
             if name == "verdict":
                 least = LEAST[layout.verdict]
-            widths[name] = max(widths.get(name, least), Text(text).cell_len)
+            widths[name] = max(widths.get(name, least), cell_len(text))
     return widths
 
 
