@@ -95,7 +95,7 @@ def ladder(
     words = command(data, rungs, side, minutes, tokens, equal, seeds, prompt, out)
     about = show(climb, words)
     write(climb, folder, about)
-    print(f"\nSaved in {shlex.quote(str(folder))} ({TABLE}, {PICTURE}, {SAMPLES}, {climb.path.name}).")  # type: ignore[union-attr]
+    print(f"\nSaved in {shlex.quote(str(folder))} ({TABLE}, {PICTURE}, {SAMPLES}, {climb.path.name}).")
     return 0
 
 
@@ -157,7 +157,9 @@ def show(climb: Climb, words: str) -> About:
 
     name = climb.identity["data"]["name"]
     every = [(rung.name, seed) for seed in climb.seeds for rung in climb.rungs]
-    board = Board(climb.rungs, every, About.of(climb.records, name, words), climb.records, workers=climb.jobs)
+    board = Board(
+        tuple(climb.known.values()), every, About.of(climb.records, name, words), climb.records, workers=climb.jobs
+    )
     if not climb.todo():
         board.print("All runs are done already; --force begins anew.")
 
@@ -187,7 +189,7 @@ def write(climb: Climb, folder: Path, about: About) -> None:
     from handmade.ladder import picture, table
 
     rows = climb.rows()
-    texts = {TABLE: table.markdown(rows, about), SAMPLES: table.samples(climb.rungs, climb.records)}
+    texts = {TABLE: table.markdown(rows, about), SAMPLES: table.samples(tuple(climb.known.values()), climb.records)}
     for name, text in texts.items():
         with files.whole(folder / name, "the ladder's table") as file:
             file.write(text.encode())

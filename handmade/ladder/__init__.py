@@ -14,18 +14,33 @@ A rung of one's own:
     ladder.Climb("mybook.txt", rungs=[ladder.find("layer-norm"), mine])
 """
 
-from handmade.ladder.climbing import SEEDS, TOKENS, Climb
-from handmade.ladder.rungs import RUNGS, SIDE_RUNGS, Rung, Training, differences, find, settings
+from __future__ import annotations
 
-__all__ = [
-    "RUNGS",
-    "SEEDS",
-    "SIDE_RUNGS",
-    "TOKENS",
-    "Climb",
-    "Rung",
-    "Training",
-    "differences",
-    "find",
-    "settings",
-]
+import importlib
+from typing import Any
+
+# Public name -> the module it lives in: what only looks at results needs no torch.
+_HOME = {
+    "RUNGS": "rungs",
+    "SEEDS": "climbing",
+    "SIDE_RUNGS": "rungs",
+    "TOKENS": "climbing",
+    "Climb": "climbing",
+    "Rung": "rungs",
+    "Training": "rungs",
+    "differences": "rungs",
+    "find": "rungs",
+    "settings": "rungs",
+}
+_MODULES = ("climbing", "picture", "records", "rungs", "runs", "summary", "table", "tuning")
+__all__ = sorted([*_HOME, *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"handmade.ladder.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"handmade.ladder.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'handmade.ladder' has no attribute {name!r}")

@@ -296,7 +296,9 @@ class Climb:
 
     def rows(self) -> list[summary.Row]:
         """One row a rung: mean, spread, gain over the parent, and whether it can be told from it."""
-        return summary.summarise(self.rungs, self.records)
+        rows = summary.summarise(tuple(self.known.values()), self.records)
+        chosen = {rung.name for rung in self.rungs}
+        return [row for row in rows if row.name in chosen]
 
 
 def first_words(text: data.TextData) -> str:

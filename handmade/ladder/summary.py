@@ -46,7 +46,10 @@ class Row:
     parent: str | None
     """The name of the rung that it differs from by one idea."""
     parent_label: str | None
-    """Its parent's `label`; None where the parent is not among the rungs."""
+    """The `label` of the rung that it is compared with: its parent, or the nearest one above that has been run where
+    the parent has not. None where there is none."""
+    apart: int
+    """How many ideas lie between the two: 1 for the parent."""
     side: bool
     seeds: tuple[int, ...]
     """The seeds that are done, ascending."""
@@ -96,12 +99,14 @@ def summarise(rungs: Sequence[Rung], records: Iterable[Record]) -> list[Row]:
         runs.setdefault(record["rung"], {})[record["seed"]] = record
     places = [*_numbered([r for r in rungs if not r.side]), *_numbered([r for r in rungs if r.side])]
     labels = {rung.name: f"S{number}" if rung.side else str(number) for number, rung in places}
+    parents = {rung.name: rung.parent for rung in rungs}
     rows = []
     for number, rung in places:
         done = runs.get(rung.name, {})
         seeds = tuple(sorted(done))
         losses = _losses(done)
-        before = _losses(runs.get(rung.parent, {})) if rung.parent is not None else ()
+        against = _nearest(rung, parents, runs)
+        before = _losses(runs.get(against, {})) if against is not None else ()
         mean, parent_mean = _mean(losses), _mean(before)
         first = done[seeds[0]] if seeds else {}
         row = Row(
@@ -109,7 +114,8 @@ def summarise(rungs: Sequence[Rung], records: Iterable[Record]) -> list[Row]:
             name=rung.name,
             title=rung.title,
             parent=rung.parent,
-            parent_label=labels.get(rung.parent) if rung.parent is not None else None,
+            parent_label=labels.get(against) if against is not None else None,
+            apart=_apart(rung.name, against, parents),
             side=rung.side,
             seeds=seeds,
             losses=losses,
@@ -145,6 +151,22 @@ def verdict(losses: Sequence[float], before: Sequence[float]) -> str:
     if max(losses) < min(before):
         return BETTER
     return WORSE if min(losses) > max(before) else OVERLAP
+
+
+def _nearest(rung: Rung, parents: Mapping[str, str | None], runs: Mapping[str, object]) -> str | None:
+    """The parent, or where it has not been run the nearest rung above it that has; the parent where none has."""
+    above, seen = rung.parent, {rung.name}
+    while above is not None and above not in runs and above not in seen:
+        seen.add(above)
+        above = parents.get(above)
+    return above if above in runs else rung.parent
+
+
+def _apart(name: str, against: str | None, parents: Mapping[str, str | None]) -> int:
+    count, above = 1, parents.get(name)
+    while above is not None and above != against:
+        count, above = count + 1, parents.get(above)
+    return count
 
 
 def _numbered(rungs: Sequence[Rung]) -> list[tuple[int, Rung]]:

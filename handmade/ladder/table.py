@@ -242,7 +242,8 @@ def markdown(rows: Sequence[Row], about: About) -> str:
         blocks.append(f"{waiting} of {len(rows)} rungs have no result yet.")
     blocks.append(
         "Loss in nats per token on the whole validation part: the mean over the seeds, and the smallest to the largest."
-        " Gain: the mean of the parent, which is named beside it, minus that of the rung; positive is better."
+        " Gain: the mean of the parent, which is named beside it (where that was not run, the nearest above it that"
+        " was), minus that of the rung; positive is better."
         " Tokens a second and seconds of training: medians.\n"
         "*Not distinguishable*: the losses of the rung and of its parent, each from the smallest to the largest of its"
         " seeds, overlap. The difference of the means may be chance. That is no proof that there is none."
