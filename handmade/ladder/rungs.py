@@ -230,7 +230,7 @@ RUNGS: tuple[Rung, ...] = (
         "The table of pairs is learnt by gradient descent instead of counted: nothing is gained yet but the method.",
         "Bengio et al. 2003, 'A Neural Probabilistic Language Model', section 2, with one token",
         {"family": "bigram", "model": {}},
-        learning_rate=0.05,
+        learning_rate=0.0125,
     ),
     Rung(
         "mlp",
@@ -302,7 +302,7 @@ RUNGS: tuple[Rung, ...] = (
         "After listening, each position thinks by itself.",
         f"{VASWANI}, equation 2",
         {"model.hidden": None},
-        learning_rate=0.008,
+        learning_rate=0.004,
     ),
     Rung(
         "residual",
@@ -320,7 +320,7 @@ RUNGS: tuple[Rung, ...] = (
         "Each part reads the stream brought to mean 0 and variance 1.",
         f"Ba et al. 2016, equation 4 (arXiv:1607.06450); placed as in {GPT2}, section 2.3",
         {"model.norm": "layer"},
-        learning_rate=0.008,
+        learning_rate=0.016,
     ),
     Rung(
         "depth",
@@ -329,7 +329,7 @@ RUNGS: tuple[Rung, ...] = (
         "Four blocks: what one has worked out, the next can use.",
         f"{VASWANI}, section 3.1",
         {"model.layers": 4},
-        learning_rate=0.004,
+        learning_rate=0.008,
     ),
     Rung(
         "dropout",
@@ -338,7 +338,7 @@ RUNGS: tuple[Rung, ...] = (
         "A tenth of what each part says is left out by chance, against learning the text by heart.",
         "Srivastava et al. 2014, 'Dropout', section 4",
         {"model.dropout": 0.1},
-        learning_rate=0.004,
+        learning_rate=0.008,
     ),
     Rung(
         "gpt2-init",
@@ -383,7 +383,7 @@ RUNGS: tuple[Rung, ...] = (
         "Queries and keys are turned by their place, so that scores depend on the distance.",
         "Su et al. 2021, equation 34 (arXiv:2104.09864)",
         {"model.positions": "rotary"},
-        learning_rate=0.008,
+        learning_rate=0.016,
     ),
     Rung(
         "rms-norm",
@@ -392,7 +392,7 @@ RUNGS: tuple[Rung, ...] = (
         "The norm without the mean: only the length is taken out.",
         "Zhang and Sennrich 2019, equation 4 (arXiv:1910.07467)",
         {"model.norm": "rms"},
-        learning_rate=0.008,
+        learning_rate=0.016,
     ),
     Rung(
         "qk-norm",
@@ -401,7 +401,7 @@ RUNGS: tuple[Rung, ...] = (
         "Queries and keys get one length, which bounds the scores.",
         "Henry et al. 2020 (arXiv:2010.04245)",
         {"model.query_key_norm": True},
-        learning_rate=0.008,
+        learning_rate=0.016,
     ),
     Rung(
         "squared-relu",
@@ -437,7 +437,7 @@ RUNGS: tuple[Rung, ...] = (
         "Logits are bent to stay within 15: no token can be made certain by one large weight.",
         "Gemma Team 2024, 'Gemma 2', section 2 (arXiv:2408.00118)",
         {"model.logit_cap": 15.0},
-        learning_rate=0.008,
+        learning_rate=0.004,
     ),
     Rung(
         "muon",
@@ -458,7 +458,7 @@ SIDE_RUNGS: tuple[Rung, ...] = (
         "Does it matter where the norm stands? Here it is on the stream itself, as in 2017.",
         f"{VASWANI}, section 3.1; Xiong et al. 2020 (arXiv:2002.04745)",
         {"model.norm_placement": "post"},
-        learning_rate=0.004,
+        learning_rate=0.001,
         side=True,
     ),
     Rung(
@@ -478,7 +478,7 @@ SIDE_RUNGS: tuple[Rung, ...] = (
         "A common slip: d taken as the width of the stream, not of a head.",
         f"{VASWANI}, section 3.2.1",
         {"model.score_scale": "width"},
-        learning_rate=0.008,
+        learning_rate=0.016,
         side=True,
     ),
     Rung(
@@ -488,7 +488,7 @@ SIDE_RUNGS: tuple[Rung, ...] = (
         "Do positions have to be learnt? Here they are waves.",
         f"{VASWANI}, section 3.5",
         {"model.positions": "sinusoidal"},
-        learning_rate=0.008,
+        learning_rate=0.016,
         side=True,
     ),
     Rung(
@@ -512,7 +512,7 @@ SIDE_RUNGS: tuple[Rung, ...] = (
             learning_rate=rate,
             side=True,
         )
-        for sequences, rate in ((4, 0.004), (64, 0.016), (256, 0.016))
+        for sequences, rate in ((4, 0.008), (64, 0.004), (256, 0.004))
     ),
     Rung(
         "adam-l2",
@@ -521,7 +521,7 @@ SIDE_RUNGS: tuple[Rung, ...] = (
         "Weight decay put into the gradient, where Adam rescales it, instead of beside it.",
         "Loshchilov and Hutter 2019, algorithm 2 (arXiv:1711.05101)",
         {"train.optimizer": "adam"},
-        learning_rate=0.008,
+        learning_rate=0.004,
         side=True,
     ),
     Rung(
@@ -541,7 +541,7 @@ SIDE_RUNGS: tuple[Rung, ...] = (
         "The same 64 sequences in four micro-batches: the same step in a quarter of the memory.",
         "the gradient of a sum is the sum of gradients; equal but for rounding and the draws of dropout",
         {"train.pieces": 4},
-        learning_rate=0.016,
+        learning_rate=0.004,
         side=True,
     ),
     Rung(
@@ -551,7 +551,7 @@ SIDE_RUNGS: tuple[Rung, ...] = (
         "The same seconds spent on a wider model that sees fewer tokens: is the ladder's top too small?",
         "Kaplan et al. 2020, section 6 (arXiv:2001.08361)",
         {"model.width": 2 * WIDTH},
-        learning_rate=0.04,
+        learning_rate=0.02,
         side=True,
         as_long_as_parent=True,
     ),
