@@ -117,9 +117,10 @@ def choose(
         del reasons[1]
     if context < picked.context and "context" not in wanted:
         reasons.append(f"context {context}: there is little text")
+    parts, why_parts = fitting_parts(wanted)
     return Choice(
         {
-            "model": {**model, **fitting_heads(picked, wanted), **fitting_parts(wanted)},
+            "model": {**model, **fitting_heads(picked, wanted), **parts},
             "train": {"batch": picked.batch, "clip": None},
             "optimizer": {
                 "name": "muon",
@@ -131,7 +132,7 @@ def choose(
             },
             "schedule": {"name": "stable-then-decay", "warmup": 0.02, "decay": 0.6, "final": 0.0},
         },
-        reasons,
+        reasons + why_parts,
     )
 
 
@@ -149,15 +150,18 @@ def fitting_heads(size: Size, wanted: Mapping[str, Any]) -> dict[str, int]:
     return {}
 
 
-def fitting_parts(wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What goes with the parts that were asked to be left out: no queries, nothing to turn or norm; no residual
-    connections, nothing may start at zero."""
+def fitting_parts(wanted: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What has to go with the parts that were asked to be left out, and why, a sentence each."""
     fits: dict[str, Any] = {}
+    reasons = []
     if wanted.get("mixing") == "mean":
         fits |= {"positions": "learned", "query_key_norm": False}
+        if "positions" not in wanted:
+            reasons.append("learned positions: a plain mean has no queries and keys to turn")
     if wanted.get("residual") is False:
         fits |= {"zero_projections": False}
-    return fits
+        reasons.append("no zeros to begin with: without residual connections nothing would pass them")
+    return fits, reasons
 
 
 def arithmetic_speed(device: torch.device, size: int = 1024) -> float:

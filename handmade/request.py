@@ -117,7 +117,8 @@ def check_settings(
     candidates = [settings.merged(given_tables(preset, old), asked)]
     if family == "gpt" and preset is None and old is None:  # the size is picked later: one of them has to fit
         shapes = [{**size.shape(), **planning.fitting_heads(size, asked["model"])} for size in planning.SIZES]
-        candidates = [settings.merged({"model": {**presets.MODERN, **shape}}, asked) for shape in shapes]
+        modern = {**presets.MODERN, **planning.fitting_parts(asked["model"])[0]}
+        candidates = [settings.merged({"model": {**modern, **shape}}, asked) for shape in shapes]
     problem: ConfigError | None = None
     for tables in reversed(candidates):  # the smallest first: its error is the one to show
         try:

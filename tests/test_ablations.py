@@ -374,6 +374,6 @@ def test_memory_is_reckoned(changes, precision):
 )
 def test_what_is_picked_goes_with_what_is_left_out(asked):
     choice = planning.choose(text_data(), 60.0, torch.device("cpu"), {"model": asked})
-    c = GPTConfig(vocab_size=VOCAB, **{**choice.tables["model"], **asked})
+    c = GPTConfig(**{"vocab_size": VOCAB, **choice.tables["model"], **asked})
     assert (c.positions, c.query_key_norm) == (("learned", False) if asked == {"mixing": "mean"} else ("rotary", True))
     assert c.zero_projections == (asked != {"residual": False})
