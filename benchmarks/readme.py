@@ -100,9 +100,16 @@ def sample() -> str:
     return f"{about}\n\n```\n{text}\n```"
 
 
+def ladder() -> str:
+    """The table of the rungs; the picture beside it is written by `handmade ladder`."""
+    return (
+        f"<details>\n<summary>The table</summary>\n\n{(RESULTS / 'ladder.md').read_text(encoding='utf-8')}\n</details>"
+    )
+
+
 def filled(text: str) -> str:
     """`text` with each marked block made anew."""
-    for name, make in (("figures", figures), ("sample", sample)):
+    for name, make in (("figures", figures), ("sample", sample), ("ladder", ladder)):
         pattern = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- end -->)", re.DOTALL)
         text = pattern.sub(lambda found, make=make: f"{found[1]}{make()}\n{found[2]}", text)
     return text

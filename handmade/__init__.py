@@ -40,6 +40,7 @@ _MODULES = (
     "errors",
     "evaluation",
     "generation",
+    "ladder",
     "layers",
     "models",
     "optimizers",

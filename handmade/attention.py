@@ -67,24 +67,28 @@ def attend(
     mask: Tensor | None = None,
     causal: bool = False,
     dropout: float = 0.0,
+    scale: float | None = None,
 ) -> Tensor:
     """4. The scores come from the data: a query (what t looks for) times a key (what s offers).
 
         attention(Q, K, V) = softmax(Q K^T / sqrt(D)) V
 
     Divided by sqrt(D), D the features of a *head*: a sum of D products of unit variance has variance D, and a
-    softmax of large scores puts all weight on one position and passes no gradient to the others.
+    softmax of large scores puts all weight on one position and passes no gradient to the others. `scale` is what
+    scores are multiplied by instead.
 
     Shapes: queries (..., T, D), keys (..., S, D), values (..., S, E), mask broadcast to (..., T, S) -> (..., T, E).
     Source: Vaswani et al. 2017, equation 1 (arXiv:1706.03762).
     """
-    weights = attention_weights(queries, keys, mask, causal)
+    weights = attention_weights(queries, keys, mask, causal, scale)
     if dropout:
         weights = F.dropout(weights, dropout)
     return weights @ values
 
 
-def attend_by_products(queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0) -> Tensor:
+def attend_by_products(
+    queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
     """`attend` with the causal triangle, as two batched products; the triangle is added in the first one.
 
     For training in bfloat16 on a CPU, where the way back through PyTorch's fused kernel is slow: forward and
@@ -96,15 +100,20 @@ def attend_by_products(queries: Tensor, keys: Tensor, values: Tensor, dropout: f
     tokens, features = queries.shape[-2:]
     future = torch.full((tokens, tokens), -math.inf, dtype=queries.dtype, device=queries.device).triu(1)
     queries, keys = queries.flatten(0, 1), keys.flatten(0, 1)  # (B * H, T, D)
-    weights = torch.baddbmm(future, queries, keys.transpose(1, 2), alpha=features**-0.5).softmax(-1)
+    scale = features**-0.5 if scale is None else scale
+    weights = torch.baddbmm(future, queries, keys.transpose(1, 2), alpha=scale).softmax(-1)
     if dropout:
         weights = F.dropout(weights, dropout)
     return torch.bmm(weights, values.flatten(0, 1)).view_as(values)
 
 
-def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """softmax(Q K^T / sqrt(D)) with the mask. Shapes: (..., T, D), (..., S, D) -> (..., T, S)."""
-    scores = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
+def attention_weights(
+    queries: Tensor, keys: Tensor, mask: Tensor | None = None, causal: bool = False, scale: float | None = None
+) -> Tensor:
+    """softmax(Q K^T / sqrt(D)) with the mask; with a `scale`, softmax(scale Q K^T).
+    Shapes: (..., T, D), (..., S, D) -> (..., T, S)."""
+    scores = queries @ keys.transpose(-2, -1)
+    scores = scores / math.sqrt(queries.shape[-1]) if scale is None else scores * scale
     if causal:
         triangle = causal_mask(queries.shape[-2], keys.shape[-2], queries.device)
         mask = triangle if mask is None else mask & triangle
@@ -114,6 +123,36 @@ def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None,
     # are zero after the second line; in every other row a masked weight is exactly 0 already.
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(-1).masked_fill(~mask, 0.0)
+
+
+def mean_weights(asking: int, asked: int, mask: Tensor | None, like: Tensor) -> Tensor:
+    """The weights of a plain mean of the past: the lower triangle (and the mask), each row divided by its sum.
+    Shapes: -> (T, S), with a mask what that broadcasts to."""
+    allowed = causal_mask(asking, asked, like.device)
+    # Not in bfloat16: it counts to 256.
+    allowed = (allowed if mask is None else allowed & mask).to(torch.promote_types(like.dtype, torch.float32))
+    return (allowed / allowed.sum(-1, keepdim=True).clamp(min=1)).to(like.dtype)
+
+
+def running_mean(values: Tensor, asking: int, mask: Tensor | None = None) -> Tensor:
+    """`mean_weights` times the values without the weights: a running sum, divided by how many are in it. For a mask
+    that hides the same columns from all that ask, as padding's does.
+
+    Shapes: values (..., S, C), mask broadcast to (..., 1, S) -> (..., T, C), the last T = `asking` positions.
+    """
+    asked = values.shape[-2]
+    if mask is None:
+        counts = torch.arange(1, asked + 1, device=values.device)[:, None]
+    else:
+        mask = mask.transpose(-2, -1)  # (..., S, 1)
+        values, counts = values.masked_fill(~mask, 0.0), mask.cumsum(-2).clamp(min=1)
+    kind = torch.promote_types(values.dtype, torch.float32)
+    # A single token that asks sees all: one sum, and none of the sums on the way.
+    if asking == 1:
+        sums = values.sum(-2, keepdim=True, dtype=kind)
+    else:
+        sums = values.cumsum(-2, dtype=kind)[..., asked - asking :, :]
+    return (sums / counts[..., asked - asking :, :]).to(values.dtype)
 
 
 def causal_mask(asking: int, asked: int, device: torch.device | None = None) -> Tensor:
@@ -138,7 +177,7 @@ _recorders: list[list[Tensor]] = []
 
 @contextmanager
 def record() -> Iterator[list[Tensor]]:
-    """The attention weights of every `Attention` that runs inside, fused or not, in the order they ran.
+    """The weights of every `Attention` and `MeanOfPast` that runs inside, fused or not, in the order they ran.
     Recorders may be nested; each gets all that runs inside it.
 
         with record() as maps:
@@ -157,17 +196,25 @@ def record() -> Iterator[list[Tensor]]:
         _recorders[:] = [other for other in _recorders if other is not maps]
 
 
+def _hear(weights: Tensor) -> None:
+    weights = weights.detach()
+    for maps in _recorders:
+        maps.append(weights)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # The part that models are made of
 
 
 class LayerCache:
     """Keys and values of one layer, so that a new token asks the past without computing it again.
-    Shapes: (rows, key/value heads, capacity, D) each."""
+    Shapes: (rows, key/value heads, capacity, D) each; keys (.., `key_features`) where they have another size."""
 
-    def __init__(self, rows: int, heads: int, capacity: int, features: int, like: Tensor) -> None:
-        self.keys = like.new_zeros(rows, heads, capacity, features)
-        self.values = torch.zeros_like(self.keys)
+    def __init__(
+        self, rows: int, heads: int, capacity: int, features: int, like: Tensor, key_features: int | None = None
+    ) -> None:
+        self.keys = like.new_zeros(rows, heads, capacity, features if key_features is None else key_features)
+        self.values = like.new_zeros(rows, heads, capacity, features)
 
     def extend(self, length: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, H, T, D) behind the `length` that are there; return everything so far (B, H, length + T, D).
@@ -188,8 +235,17 @@ class KeyValueCache:
     """A `LayerCache` for each layer, how many positions they hold (`length`), and the newest token of each row
     (`last` (rows,), None while there is none)."""
 
-    def __init__(self, layers: int, rows: int, heads: int, capacity: int, features: int, like: Tensor) -> None:
-        self.layers = [LayerCache(rows, heads, capacity, features, like) for _ in range(layers)]
+    def __init__(
+        self,
+        layers: int,
+        rows: int,
+        heads: int,
+        capacity: int,
+        features: int,
+        like: Tensor,
+        key_features: int | None = None,
+    ) -> None:
+        self.layers = [LayerCache(rows, heads, capacity, features, like, key_features) for _ in range(layers)]
         self.capacity = capacity
         self.length = 0
         self.last: Tensor | None = None
@@ -206,6 +262,57 @@ class KeyValueCache:
         self.length, self.last = 0, None
 
 
+class MeanOfPast(Module):
+    """What comes before attention: every position takes the plain mean of its past, whatever the tokens are.
+
+        y[t] = W_output  mean over s <= t of  (W_value x[s])
+
+    It is a causal `Attention` whose scores are all zero: there are no queries and keys, so nothing decides where to
+    look. The mean is a product with a lower triangle whose rows sum to 1 (`mean_weights`), or a running sum
+    (`running_mean`). Stands where `Attention` may stand and takes what that takes, as one head. Its cache has keys
+    of 0 features.
+
+    Shapes: x (B, T, C), mask broadcast to (B, 1, T, S) -> (B, T, C).
+    Raises ConfigError for a size or a number out of range, and when it is given a `memory` or a `rotation`.
+    """
+
+    def __init__(self, width: int, *, bias: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        require_sizes("mean of the past", width=width)
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"mean of the past: dropout = {dropout!r}: must be from 0 up to, not including, 1.")
+        self.width, self.dropout = width, dropout
+        self.value = Linear(width, width, bias)
+        self.output = Linear(width, width, bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        mask: Tensor | None = None,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        cache: LayerCache | None = None,
+        length: int = 0,
+    ) -> Tensor:
+        """`cache` holds `length` positions already, which are part of the mean."""
+        if memory is not None or rotation is not None:
+            raise ConfigError("mean of the past: takes no memory and no rotation. It has no queries and keys.")
+        values = self.value(x)[:, None]  # (B, 1, T, C): one head
+        if cache is not None:
+            _, values = cache.extend(length, values[..., :0], values)
+        asking, asked = x.shape[1], values.shape[2]
+        dropout = self.dropout if self.training else 0.0
+        if _recorders and not torch.compiler.is_compiling():
+            _hear(mean_weights(asking, asked, mask, values).expand(len(x), 1, asking, asked))
+        alike = mask is None or (mask.dim() > 1 and mask.shape[-2] == 1)  # for all that ask
+        if self.fused and alike and not dropout:
+            mixed = running_mean(values, asking, mask)
+        else:
+            weights = mean_weights(asking, asked, mask, values).expand(len(x), 1, asking, asked)
+            mixed = (F.dropout(weights, dropout) if dropout else weights) @ values
+        return self.output(mixed[:, 0])
+
+
 class Attention(Module):
     """Several heads that attend side by side, each in its own features.
 
@@ -214,7 +321,8 @@ class Attention(Module):
 
     With fewer `key_value_heads` than heads, each key/value head serves a group of query heads (Ainslie et al.
     2023, arXiv:2305.13245). With `query_key_norm`, queries and keys are brought to length sqrt(D) before they
-    meet, which bounds the scores (Henry et al. 2020, arXiv:2010.04245).
+    meet, which bounds the scores (Henry et al. 2020, arXiv:2010.04245). Scores are divided by sqrt(D), or, with a
+    `scale`, multiplied by that.
 
     A `causal` one never sees the future, whatever else the mask allows.
 
@@ -234,19 +342,22 @@ class Attention(Module):
         bias: bool = True,
         dropout: float = 0.0,
         query_key_norm: bool = False,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
         key_value_heads = heads if key_value_heads is None else key_value_heads
         require_sizes("attention", width=width, heads=heads, key_value_heads=key_value_heads)
         if not 0 <= dropout < 1:
             raise ConfigError(f"attention: dropout = {dropout!r}: must be from 0 up to, not including, 1.")
+        if scale is not None and not 0 < scale < math.inf:
+            raise ConfigError(f"attention: scale = {scale!r}: must be a number above 0, or None.")
         if width % heads:
             raise ConfigError(f"attention: {heads} heads do not divide the width {width}.")
         if heads % key_value_heads:
             raise ConfigError(f"attention: {key_value_heads} key/value heads do not divide {heads} heads.")
         self.width, self.heads, self.key_value_heads = width, heads, key_value_heads
         self.features = width // heads
-        self.causal, self.dropout = causal, dropout
+        self.causal, self.dropout, self.scale = causal, dropout, scale
         self.query = Linear(width, width, bias)
         self.key = Linear(width, key_value_heads * self.features, bias)
         self.value = Linear(width, key_value_heads * self.features, bias)
@@ -296,16 +407,16 @@ class Attention(Module):
             mask, causal = triangle if mask is None else mask & triangle, False
         dropout = self.dropout if self.training else 0.0
         if _recorders and not torch.compiler.is_compiling():
-            weights = attention_weights(queries, keys, mask, causal).detach()
-            for maps in _recorders:
-                maps.append(weights)
+            _hear(attention_weights(queries, keys, mask, causal, self.scale))
         learning_in_bfloat16 = torch.is_grad_enabled() and values.dtype == torch.bfloat16
         if self.fused and causal and learning_in_bfloat16 and x.device.type == "cpu":
-            mixed = attend_by_products(queries, keys, values, dropout)
+            mixed = attend_by_products(queries, keys, values, dropout, self.scale)
         elif self.fused:
-            mixed = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, is_causal=causal)
+            mixed = F.scaled_dot_product_attention(
+                queries, keys, values, mask, dropout, is_causal=causal, scale=self.scale
+            )
         else:
-            mixed = attend(queries, keys, values, mask, causal, dropout)
+            mixed = attend(queries, keys, values, mask, causal, dropout, self.scale)
         return self.output(mixed.transpose(1, 2).flatten(-2))  # (B, T, H, D) -> (B, T, C)
 
     def project_at_once(

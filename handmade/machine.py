@@ -113,6 +113,11 @@ def free_memory(device: torch.device, limits: Path = Path("/sys/fs/cgroup")) -> 
     return max(0, free)
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe() -> dict[str, str | int]:
     """What a results file says about where it was measured."""
     import handmade
@@ -125,7 +130,7 @@ def describe() -> dict[str, str | int]:
         pass
     return {
         "processor": name,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "system": f"{platform.system()} {platform.machine()}",

@@ -47,11 +47,15 @@ def memory_needed(model: Config, train: TrainConfig, optimizer: str = "adamw") -
     number = 4 if train.precision == "float32" else 2
     # Kept for the backward pass by a block, in features: the stream and its norms (in float32), queries, keys,
     # values, their turned and normed forms, the mixture, and the hidden layer before and after its activation.
-    block = 4 * 4 * model.width + number * (8 * model.width + 3 * model.hidden_features)
+    # A plain mean has values only, and its sums in float32. Without a feed-forward layer, half the stream and norms.
+    mixed = number * 2 * model.width + 4 * model.width if model.mixing == "mean" else number * 8 * model.width
+    parts = 2 if model.hidden_features else 1
+    block = parts * 2 * 4 * model.width + mixed + number * 3 * model.hidden_features
     block += 4 * model.width if model.dropout else 0
     # The attention weights are kept where no fused kernel forgets them: with dropout on them, in bfloat16 on a CPU.
-    by_products = number == 2 and train.device in ("auto", "cpu")
-    attention = number * model.heads * model.context * 3 if model.attention_dropout or by_products else 0
+    by_products = number == 2 and train.device in ("auto", "cpu") and model.mixing == "attention"
+    heads = model.heads if model.mixing == "attention" else 1
+    attention = number * heads * model.context * 3 if model.attention_dropout or by_products else 0
     return fixed + tokens * (model.layers * (block + attention) + logits)
 
 

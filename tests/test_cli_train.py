@@ -297,6 +297,18 @@ def test_heads_and_width_are_made_to_fit_each_other(trained, refused, monkeypatc
     assert (config()["model"]["heads"], config()["model"]["width"]) == right
 
 
+def test_parts_can_be_left_out_of_what_is_picked(trained, refused):
+    asked = options(model_mixing="mean", model_positions="rotary")  # what is asked for is not passed over
+    assert "model.positions = 'rotary': must be none, learned or sinusoidal" in refused("text.txt", *asked)
+    left_out = options(model_mixing="mean", model_residual="false", model_hidden=0)
+    said = lines(trained("text.txt", *left_out))
+    assert "learned positions: a plain mean has no queries and keys to turn" in said["picked"]
+    assert "no zeros to begin with: without residual connections nothing would pass them" in said["picked"]
+    assert said["model"][0].startswith("gpt, 1 layer, width 16, context 16: ")
+    model = config()["model"]
+    assert [model[name] for name in ("mixing", "residual", "hidden", "positions")] == ["mean", False, 0, "learned"]
+
+
 def test_a_context_that_the_text_has_no_window_for(trained, place):
     (place / "short.txt").write_text("hello world, hello you!\n" * 3)
     said = lines(trained("short.txt", *options(model_context=100)))

@@ -36,6 +36,7 @@ FLOORS = {
     4: ["tasks"],
     5: ["evaluation", "run"],
     6: ["training", "planning", "settings", "request", "rehearsal", "sources", "jobs", "curve", "progress"],
+    7: ["ladder"],
     8: ["cli", "__main__"],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

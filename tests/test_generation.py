@@ -413,6 +413,7 @@ MODELS = {
     "sinusoidal": lambda: gpt("sinusoidal"),
     "none": lambda: gpt("none"),
     "grouped": lambda: gpt("rotary", key_value_heads=1),
+    "mean": lambda: gpt("learned", mixing="mean", hidden=0, residual=False),
     "counting": counting,
     "bigram": bigram,
 }

@@ -40,6 +40,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "pairs": {"pair_embedding": True, "embedding_norm": True, "norm": "rms", "positions": "rotary"},
     "bare": {"norm": "none", "positions": "learned", "query_key_norm": True},
+    "mean": {"mixing": "mean"},
+    "mean alone": {"mixing": "mean", "hidden": 0, "residual": False, "norm": "none", "positions": "none", "layers": 1},
+    "no residual": {"residual": False, "score_scale": "none"},
+    "no residual, post": {"residual": False, "norm_placement": "post", "positions": "rotary", "score_scale": "width"},
+    "no feed-forward": {"hidden": 0, "key_value_heads": 1},
+    "no feed-forward, post": {"hidden": 0, "norm_placement": "post", "mixing": "mean", "pair_embedding": True},
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -161,7 +167,7 @@ def test_padding_has_no_part_in_the_gradient(form):
     assert (model.embedding.weight.grad[tokens[0, 4]] != 0).any()
 
 
-@pytest.mark.parametrize("variant", ["gpt2", "grouped", "pairs"])
+@pytest.mark.parametrize("variant", ["gpt2", "grouped", "pairs", "mean"])
 def test_a_cache_goes_on_from_selected_rows(variant):
     model, tokens, chosen = make(variant), some_tokens(3, 6), torch.tensor([2, 2, 0, 1])
     cache = model.new_cache(3)
@@ -682,7 +688,16 @@ def test_the_first_loss_of_gpt2_at_its_width():
         ({"heads": 3, "width": 1_000_000_000}, "Try 1, 2, 4"),
         ({"layers": 0}, "GPTConfig.layers = 0: must be at least 1"),
         ({"vocab_size": 0}, "GPTConfig.vocab_size = 0: must be at least 1"),
-        ({"hidden": 0}, "GPTConfig.hidden = 0: must be at least 1"),
+        ({"hidden": -1}, "GPTConfig.hidden = -1: must be at least 0, which is no feed-forward layer"),
+        ({"mixing": "mean", "positions": "rotary"}, "positions = 'rotary': must be none, learned or sinusoidal with"),
+        (
+            {"mixing": "mean", "query_key_norm": True},
+            "query_key_norm = True: must be false with mixing = 'mean', which",
+        ),
+        ({"mixing": "mean", "key_value_heads": 1}, "key_value_heads = 1: must be none with mixing = 'mean'"),
+        ({"mixing": "mean", "score_scale": "none"}, "score_scale = 'none': must be head with mixing = 'mean'"),
+        ({"residual": False, "zero_projections": True}, "zero_projections = True: must be false with residual = false"),
+        ({"score_scale": "heads"}, "must be one of head, width, none"),
         ({"key_value_heads": 3}, "GPTConfig.key_value_heads = 3: must be a divisor of heads = 2"),
         ({"key_value_heads": 0}, "GPTConfig.key_value_heads = 0: must be a divisor of heads = 2"),
         ({"positions": "rotary", "width": 6}, "rotary needs an even number of features a head, not 3"),

@@ -90,6 +90,20 @@ def test_probabilities_sum_to_one_after_every_context_seen_or_not(order):
     torch.testing.assert_close(p.sum(-1), torch.ones(64, 3, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
+def test_order_zero_finds_all_tokens_equally_likely(tmp_path):
+    text = np.random.default_rng(0).integers(0, 7, 200)
+    model = counted(text, vocab_size=7, order=0)
+    tokens = torch.from_numpy(text[None, :10])
+    assert torch.equal(model(tokens), torch.full((1, 10, 7), math.log(1 / 7), dtype=torch.float64))
+    assert model.loss(text) == pytest.approx(math.log(7), abs=1e-15)
+    cache = model.new_cache(1)
+    pieces = [model(tokens[:, :3], cache), model(tokens[:, 3:], cache)]
+    assert torch.equal(torch.cat(pieces, 1), model(tokens)) and cache.length == 10
+    again = CountingModel(CountingConfig(7, 0)).double()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(tokens), model(tokens))
+
+
 def test_order_one_is_the_frequencies_leaning_to_uniform():
     p = counted([0, 0, 0, 1, 1, 2], vocab_size=4, order=1)(torch.tensor([[3]]))[0, 0].exp()
     expected = torch.tensor([3 + 3 / 4, 2 + 3 / 4, 1 + 3 / 4, 3 / 4], dtype=torch.float64) / (6 + 3)
@@ -281,7 +295,6 @@ def test_texts_that_are_too_short():
     ("config", "values", "field"),
     [
         (CountingConfig, {"vocab_size": 0}, "vocab_size"),
-        (CountingConfig, {"vocab_size": 3, "order": 0}, "order"),
         (CountingConfig, {"vocab_size": 3, "most_tokens": 0}, "most_tokens"),
         (BigramConfig, {"vocab_size": 0}, "vocab_size"),
         (BigramConfig, {"vocab_size": 3, "context": 0}, "context"),
@@ -290,6 +303,11 @@ def test_texts_that_are_too_short():
 def test_configs_say_what_is_wrong(config, values, field):
     with pytest.raises(ConfigError, match=f"{config.__name__}.{field} = 0: must be at least 1"):
         config(**values)
+
+
+def test_an_order_below_zero_is_refused():
+    with pytest.raises(ConfigError, match=r"CountingConfig.order = -1: must be at least 0"):
+        CountingConfig(3, order=-1)
 
 
 # The neural bigram

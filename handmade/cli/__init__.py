@@ -31,6 +31,7 @@ COMMANDS = {
         "handmade.cli.evaluate:evaluate",
         "how good it is: loss, perplexity, bits per byte; of a task, right answers",
     ),
+    "ladder": ("handmade.cli.ladder:ladder", "what every idea is worth, from counting letters to today's GPT"),
     "presets": ("handmade.cli.presets:presets", "every preset, with parameters, memory and source"),
 }
 

@@ -168,7 +168,7 @@ def about(job: Job) -> str:
     sizes = [
         f"{shape[name]} {name}" if shape[name] != 1 else f"1 {name[:-1]}"
         for name in ("layers", "heads")
-        if name in shape
+        if name in shape and not (name == "heads" and shape.get("mixing") == "mean")
     ]
     sizes += [f"{name} {shape[name]:,}" for name in ("width", "context") if name in shape]
     return f"{job.family}, {', '.join(sizes)}: {millions(parameter_count(job.model))} parameters"

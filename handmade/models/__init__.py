@@ -1,22 +1,30 @@
 """Language models from counting to GPT, one signature for all: `model(tokens, cache=None, starts=None) -> logits`."""
 
 from handmade.models.gpt import GPT, GPTConfig, parameter_count
+from handmade.models.mlp import MLP, MLPConfig
 from handmade.models.ngram import Bigram, BigramConfig, CountingConfig, CountingModel
+from handmade.models.recurrent import Recurrent, RecurrentConfig
 
 # What `--model` takes, each family with its own config.
 FAMILIES = {
     "gpt": (GPT, GPTConfig),
     "bigram": (Bigram, BigramConfig),
+    "mlp": (MLP, MLPConfig),
+    "recurrent": (Recurrent, RecurrentConfig),
     "counting": (CountingModel, CountingConfig),
 }
 
 __all__ = [
     "FAMILIES",
     "GPT",
+    "MLP",
     "Bigram",
     "BigramConfig",
     "CountingConfig",
     "CountingModel",
     "GPTConfig",
+    "MLPConfig",
+    "Recurrent",
+    "RecurrentConfig",
     "parameter_count",
 ]

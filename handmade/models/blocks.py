@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from handmade.attention import Attention, LayerCache
+from handmade.attention import Attention, LayerCache, MeanOfPast
 from handmade.layers import GELU, Dropout, LayerNorm, Linear, ReLU, RMSNorm, SiLU, SquaredReLU
 from handmade.layers.kernels import Module
 
@@ -66,19 +66,27 @@ class Block(Module):
         x = norm(x + dropout(attention(x)))        placement "post" (Vaswani et al. 2017, section 3.1; GPT-1)
         x = norm(x + dropout(feed_forward(x)))
 
+    To see what they are worth, both may be left out. Without `residual` each part replaces the stream:
+
+        x = dropout(attention(norm(x)))
+        x = dropout(feed_forward(norm(x)))
+
+    Without a `feed_forward` (None) its line falls away, its norm too.
+
     Shapes: (B, T, C) -> (B, T, C).
     """
 
     def __init__(
         self,
-        attention: Attention,
-        feed_forward: FeedForward,
+        attention: Attention | MeanOfPast,
+        feed_forward: FeedForward | None,
         norms: tuple[nn.Module, nn.Module],
         placement: str = "pre",
         dropout: float = 0.0,
+        residual: bool = True,
     ) -> None:
         super().__init__()
-        self.placement = placement
+        self.placement, self.residual = placement, residual
         self.attention_norm, self.feed_forward_norm = norms
         self.attention, self.feed_forward = attention, feed_forward
         self.dropout = Dropout(dropout)
@@ -92,11 +100,18 @@ class Block(Module):
         length: int = 0,
     ) -> Tensor:
         if self.placement == "pre":
-            seen = self.attention(self.attention_norm(x), None, mask, rotation, cache, length)
-            x = x + self.dropout(seen)
-            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, None, mask, rotation, cache, length)))
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+            x = self.join(x, self.attention(self.attention_norm(x), None, mask, rotation, cache, length))
+            if self.feed_forward is None:
+                return x
+            return self.join(x, self.feed_forward(self.feed_forward_norm(x)))
+        x = self.attention_norm(self.join(x, self.attention(x, None, mask, rotation, cache, length)))
+        if self.feed_forward is None:
+            return x
+        return self.feed_forward_norm(self.join(x, self.feed_forward(x)))
+
+    def join(self, x: Tensor, written: Tensor) -> Tensor:
+        """The stream with what a part has written. Shapes: (B, T, C) twice -> (B, T, C)."""
+        return x + self.dropout(written) if self.residual else self.dropout(written)
 
 
 class Head(Linear):

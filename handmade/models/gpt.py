@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from handmade.attention import Attention, KeyValueCache, padding_mask
+from handmade.attention import Attention, KeyValueCache, MeanOfPast, padding_mask
 from handmade.config import Config
 from handmade.errors import ConfigError
 from handmade.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm
@@ -30,17 +30,25 @@ class GPTConfig(Config):
     context: int = 256
     """Positions the model sees at once."""
     layers: int = 6
+    mixing: Literal["attention", "mean"] = "attention"
+    """"mean": every position takes the plain mean of its past. No queries, no keys, and `heads` means nothing."""
     heads: int = 6
     key_value_heads: int | None = None
     """Fewer than `heads`: each serves a group of them (grouped-query attention). None: as many."""
+    score_scale: Literal["head", "width", "none"] = "head"
+    """Attention scores are divided by the square root of a head's features. "width": of the model's width, a common
+    mistake. "none": not at all."""
     width: int = 384
     """Features of the residual stream; the heads share them."""
     hidden: int | None = None
-    """Features inside the feed-forward layer. None: 4 * width, or 8/3 * width for swiglu, which has three matrices."""
+    """Features inside the feed-forward layer. None: 4 * width, or 8/3 * width for swiglu, which has three matrices.
+    0: no feed-forward layer."""
     activation: Literal["relu", "gelu", "gelu-tanh", "silu", "relu-squared", "swiglu"] = "gelu-tanh"
     norm: Literal["none", "layer", "rms", "rms-plain"] = "layer"
     """"rms-plain" is RMSNorm without parameters."""
     norm_placement: Literal["pre", "post"] = "pre"
+    residual: bool = True
+    """What a layer makes of the stream is added to it. false: it takes the stream's place."""
     embedding_norm: bool = False
     """Norm the embeddings before the first block."""
     pair_embedding: bool = False
@@ -61,9 +69,9 @@ class GPTConfig(Config):
     attention_dropout: float = 0.0
     """On the attention weights. The fused CPU kernel has none: above 0, attention on a CPU is slower."""
     initialization: Literal["torch", "normal", "gpt2", "fan-in"] = "gpt2"
-    """"torch": each layer's own default. "normal": N(0, 0.02). "gpt2": that, and what writes into the stream is
-    scaled by 1/sqrt(2 * layers). "fan-in": matrices N(0, 1/fan_in), embeddings N(0, 1). A matrix that embedding
-    and head share is drawn as the head's."""
+    """"torch": each layer's own default. "normal": N(0, 0.02). "gpt2": that, and what is added to the stream is
+    scaled by 1/sqrt(2 * layers): one over the root of how many terms it has. "fan-in": matrices N(0, 1/fan_in),
+    embeddings N(0, 1). A matrix that embedding and head share is drawn as the head's."""
     zero_projections: bool = False
     """What writes into the stream, and an untied head, start at zero: each block starts as the identity."""
 
@@ -73,7 +81,7 @@ class GPTConfig(Config):
 
     @property
     def hidden_features(self) -> int:
-        """`hidden`, or its default; for swiglu rounded to a multiple of 8."""
+        """`hidden`, or its default; for swiglu rounded to a multiple of 8. 0: there is no feed-forward layer."""
         if self.hidden is not None:
             return self.hidden
         return max(8, round(self.width / 3) * 8) if self.activation == "swiglu" else 4 * self.width
@@ -81,7 +89,7 @@ class GPTConfig(Config):
     def check(self) -> None:
         for field in ("vocab_size", "context", "layers", "heads", "width"):
             self.require(field, getattr(self, field) >= 1, "at least 1")
-        self.require("hidden", self.hidden is None or self.hidden >= 1, "at least 1")
+        self.require("hidden", self.hidden is None or self.hidden >= 0, "at least 0, which is no feed-forward layer")
         if self.width % self.heads:
             small = [part for part in range(1, math.isqrt(self.width) + 1) if self.width % part == 0]
             divisors = {*small, *(self.width // part for part in small)}
@@ -93,6 +101,14 @@ class GPTConfig(Config):
             groups is None or (groups >= 1 and self.heads % groups == 0),
             f"a divisor of heads = {self.heads}",
         )
+        if self.mixing == "mean":  # what concerns queries and keys would be passed over in silence
+            why = "with mixing = 'mean', which has no queries and keys"
+            self.require("positions", self.positions != "rotary", f"none, learned or sinusoidal {why}")
+            self.require("query_key_norm", not self.query_key_norm, f"false {why}")
+            self.require("key_value_heads", groups is None, f"none {why}")
+            self.require("score_scale", self.score_scale == "head", f"head {why}")
+        if self.zero_projections and not self.residual:
+            self.fail("zero_projections", "must be false with residual = false: the stream would be zero and stay so")
         if self.positions == "rotary" and self.head_features % 2:
             self.fail("positions", f"rotary needs an even number of features a head, not {self.head_features}")
         if self.positions == "sinusoidal":
@@ -175,18 +191,24 @@ class GPT(Module):
 
     def _block(self) -> Block:
         c = self.config
-        attention = Attention(
-            c.width,
-            c.heads,
-            key_value_heads=c.key_value_heads,
-            causal=True,
-            bias=c.bias,
-            dropout=c.attention_dropout,
-            query_key_norm=c.query_key_norm,
-        )
-        feed_forward = FeedForward(c.width, c.hidden_features, c.activation, c.bias)
-        norms = make_norm(c.norm, c.width, c.bias), make_norm(c.norm, c.width, c.bias)
-        return Block(attention, feed_forward, norms, c.norm_placement, c.dropout)
+        attention: Attention | MeanOfPast
+        if c.mixing == "mean":
+            attention = MeanOfPast(c.width, bias=c.bias, dropout=c.attention_dropout)
+        else:
+            attention = Attention(
+                c.width,
+                c.heads,
+                key_value_heads=c.key_value_heads,
+                causal=True,
+                bias=c.bias,
+                dropout=c.attention_dropout,
+                query_key_norm=c.query_key_norm,
+                scale={"head": None, "width": c.width**-0.5, "none": 1.0}[c.score_scale],
+            )
+        thinks = c.hidden_features > 0
+        feed_forward = FeedForward(c.width, c.hidden_features, c.activation, c.bias) if thinks else None
+        norms = make_norm(c.norm, c.width, c.bias), make_norm(c.norm if thinks else "none", c.width, c.bias)
+        return Block(attention, feed_forward, norms, c.norm_placement, c.dropout, c.residual)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
@@ -208,19 +230,21 @@ class GPT(Module):
             nn.init.normal_(module.weight, std=deviation, generator=generator)
             if isinstance(module, Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for projection in self.residual_projections():
+        projections = self.residual_projections()
+        for projection in projections:
             if c.zero_projections:
                 nn.init.zeros_(projection.weight)
-            elif c.initialization == "gpt2":
-                # The stream is a sum of 2 * layers terms; this keeps its variance that of one (GPT-2, section 2.3).
-                projection.weight.div_(math.sqrt(2 * c.layers))
+            elif c.initialization == "gpt2" and c.residual:
+                # The stream is a sum of so many terms; this keeps its variance that of one (GPT-2, section 2.3).
+                projection.weight.div_(math.sqrt(len(projections)))
         if c.zero_projections and not c.tied_head:
             nn.init.zeros_(self.head.weight)
 
     def residual_projections(self) -> list[Linear]:
-        """The layers that write into the stream: two in each block."""
+        """The layers that write into the stream: two in each block, one where there is no feed-forward layer."""
         blocks: list[Block] = list(self.blocks)  # type: ignore[arg-type]
-        return [layer for block in blocks for layer in (block.attention.output, block.feed_forward.output)]
+        parts = [part for block in blocks for part in (block.attention, block.feed_forward) if part is not None]
+        return [part.output for part in parts]
 
     @property
     def context(self) -> int:
@@ -230,6 +254,8 @@ class GPT(Module):
     def new_cache(self, rows: int) -> KeyValueCache:
         """Room for the keys and values of `rows` sequences up to the context."""
         c = self.config
+        if c.mixing == "mean":  # the values of one head as wide as the model, no keys
+            return KeyValueCache(c.layers, rows, 1, c.context, c.width, self.embedding.weight, key_features=0)
         heads = c.key_value_heads or c.heads
         return KeyValueCache(c.layers, rows, heads, c.context, c.head_features, self.embedding.weight)
 

@@ -92,14 +92,16 @@ class CountingConfig(Config):
     vocab_size: int
     """Distinct tokens."""
     order: int = 5
-    """Tokens of the longest n-gram: the last `order - 1` tokens say what comes next."""
+    """Tokens of the longest n-gram: the last `order - 1` tokens say what comes next. With 1 only how frequent each
+    token is counts, with 0 nothing: all are as likely."""
     most_tokens: int = 5_000_000
     """Of a longer text the last so many tokens are counted, those next to the validation part. While it counts it
     holds up to 150 bytes a token."""
 
     def check(self) -> None:
-        for field in ("vocab_size", "order", "most_tokens"):
+        for field in ("vocab_size", "most_tokens"):
             self.require(field, getattr(self, field) >= 1, "at least 1")
+        self.require("order", self.order >= 0, "at least 0")
 
 
 class CountingCache:
@@ -177,9 +179,9 @@ class CountingModel(Module):
             counts.append(times)
             parents = (which + nodes)[:-1]
             nodes += len(found)
-        device = self.keys.device
-        self.keys = torch.from_numpy(np.concatenate(keys)).to(device)
-        self.counts = torch.from_numpy(np.concatenate(counts).astype(np.int64)).to(device)
+        device, none = self.keys.device, np.zeros(0, dtype=np.int64)
+        self.keys = torch.from_numpy(np.concatenate([none, *keys])).to(device)
+        self.counts = torch.from_numpy(np.concatenate([none, *counts]).astype(np.int64)).to(device)
         self._index()
 
     def _index(self) -> None:
@@ -224,7 +226,7 @@ class CountingModel(Module):
 
     def _roots(self, rows: int) -> Tensor:
         """The nodes before the first token: the empty context is known, no other is. Shapes: -> (rows, N)."""
-        nodes = torch.full((rows, self.config.order), -1, device=self.keys.device)
+        nodes = torch.full((rows, max(1, self.config.order)), -1, device=self.keys.device)
         nodes[:, 0] = 0
         return nodes
 
@@ -264,7 +266,9 @@ class CountingModel(Module):
             cache.nodes, cache.length = nodes[:, -1], length + new
         nodes = nodes.flatten(0, 1)
         uniform = self.precision.new_full((1, self.config.vocab_size), 1 / self.config.vocab_size)
-        p = self._blend(uniform, nodes[:1, 0]).repeat(len(nodes), 1)  # the empty context is the same everywhere
+        if self.config.order:
+            uniform = self._blend(uniform, nodes[:1, 0])  # the empty context is the same everywhere
+        p = uniform.repeat(len(nodes), 1)
         for length in range(1, self.config.order):
             p = self._blend(p, nodes[:, length])
         return p.log().view(rows, new, self.config.vocab_size)
@@ -278,12 +282,13 @@ class CountingModel(Module):
         """
         text = np.asarray(tokens)
         order, device = self.config.order, self.keys.device
+        kept = max(1, order)  # the empty context, at least
         before, scores = self._roots(1), []
         counts = torch.cat([self.counts.new_zeros(1), self.counts])  # [node], and 0 for what was never seen
         for begin in range(0, len(text), piece):
             part = torch.from_numpy(text[begin : begin + piece].astype(np.int64)).to(device)
             nodes = self._walk(part[None], before, order)  # one longer than a context: the n-grams themselves
-            contexts = torch.cat([before[:, None], nodes[:, :-1, :order]], dim=1)
+            contexts = torch.cat([before[:, None], nodes[:, :-1, :kept]], dim=1)
             p = self.precision.new_full(part.shape, 1 / self.config.vocab_size)
             for length in range(order):
                 total, kinds = self._seen(contexts[0, :, length])
@@ -291,7 +296,7 @@ class CountingModel(Module):
                 weight = torch.where(total > 0, total + kinds, 1).to(p.dtype)
                 p = torch.where(total > 0, (count + kinds * p) / weight, p)
             scores.append(p.log())
-            before = nodes[:, -1, :order]
+            before = nodes[:, -1, :kept]
         return torch.cat(scores)[1:] if scores else self.precision.clone()
 
     def loss(self, tokens: ArrayLike) -> float:

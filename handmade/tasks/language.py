@@ -126,7 +126,8 @@ class LanguageTask(RunTask):
         if family != "gpt":
             return [{}]
         shapes = [{**size.shape(), **sizes.fitting_heads(size, asked["model"])} for size in sizes.SIZES]
-        return [{"model": {**MODERN, **shape}} for shape in shapes]
+        modern = {**MODERN, **sizes.fitting_parts(asked["model"])[0]}
+        return [{"model": {**modern, **shape}} for shape in shapes]
 
     def choose(
         self, family: str, seconds: float, device: torch.device, asked: Mapping[str, Mapping[str, Any]]

@@ -87,9 +87,10 @@ def choose(
         del reasons[1]
     if context < picked.context and "context" not in wanted:
         reasons.append(f"context {context}: there is little text")
+    parts, why_parts = fitting_parts(wanted)
     return Choice(
         {
-            "model": {**model, **fitting_heads(picked, wanted)},
+            "model": {**model, **fitting_heads(picked, wanted), **parts},
             "train": {"batch": picked.batch, "clip": None},
             "optimizer": {
                 "name": "muon",
@@ -101,7 +102,7 @@ def choose(
             },
             "schedule": {"name": "stable-then-decay", "warmup": 0.02, "decay": 0.6, "final": 0.0},
         },
-        reasons,
+        reasons + why_parts,
     )
 
 
@@ -117,3 +118,17 @@ def fitting_heads(size: Size, wanted: Mapping[str, Any]) -> dict[str, int]:
     if heads is not None and width is None and heads >= 1:
         return {"width": max(2 * heads, size.width // (2 * heads) * 2 * heads)}
     return {}
+
+
+def fitting_parts(wanted: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What has to go with the parts that were asked to be left out, and why, a sentence each."""
+    fits: dict[str, Any] = {}
+    reasons = []
+    if wanted.get("mixing") == "mean":
+        fits |= {"positions": "learned", "query_key_norm": False}
+        if "positions" not in wanted:
+            reasons.append("learned positions: a plain mean has no queries and keys to turn")
+    if wanted.get("residual") is False:
+        fits |= {"zero_projections": False}
+        reasons.append("no zeros to begin with: without residual connections nothing would pass them")
+    return fits, reasons

@@ -24,6 +24,7 @@ from handmade.tasks.arithmetic import reports
 from handmade.tasks.arithmetic.problems import ProblemConfig, Split, distinct, take
 from handmade.tasks.arithmetic.strings import END, END_ID, PAD, constant, joined, packed
 from handmade.tasks.base import Batch, Choice, GeneratedTask, Say, Tables
+from handmade.tasks.sizes import Size, fitting_heads, fitting_parts
 from handmade.tokenizers import CharTokenizer
 
 ENUMERATED = 2_000_000  # problems that are all written down before some are drawn; of more, some are drawn at once
@@ -226,14 +227,17 @@ class ArithmeticTask(GeneratedTask):
     @classmethod
     def candidates(cls, config: Any, family: str, asked: Mapping[str, Mapping[str, Any]]) -> list[Tables]:
         """The one that there is."""
-        return [cls.suggested(family)]
+        return [cls.suggested(family, asked)]
 
     @classmethod
-    def suggested(cls, family: str) -> Tables:
-        """Settings for a model of this family."""
+    def suggested(cls, family: str, asked: Mapping[str, Mapping[str, Any]]) -> Tables:
+        """Settings for a model of this family. The shape that is `asked` for stays, and heads and width fit."""
         if family == "gpt":
+            wanted = asked.get("model", {})
+            size = Size(**cls.shape, context=1, batch=1)
+            fitting = {**fitting_heads(size, wanted), **fitting_parts(wanted)[0]}
             return {
-                "model": {**MODEL, **cls.shape},
+                "model": {**MODEL, **cls.shape, **fitting},
                 "train": dict(TRAIN),
                 "optimizer": dict(OPTIMIZER),
                 "schedule": dict(SCHEDULE),
@@ -243,7 +247,7 @@ class ArithmeticTask(GeneratedTask):
     def choose(
         self, family: str, seconds: float, device: torch.device, asked: Mapping[str, Mapping[str, Any]]
     ) -> Choice:
-        tables = self.suggested(family)
+        tables = self.suggested(family, asked)
         if family == "gpt":
             tables["model"]["context"] = self.context
         return Choice(tables, [f"what learns {self.name} fastest: docs/log.md has what was tried"])
