@@ -17,7 +17,7 @@ from typing import Any
 
 from handmade.config import Config, describe
 from handmade.generation import SamplingConfig
-from handmade.models import BigramConfig, CountingConfig, GPTConfig
+from handmade.models import BigramConfig, CountingConfig, FixedWindowConfig, GPTConfig
 from handmade.optimizers import OptimizerConfig
 from handmade.schedules import ScheduleConfig
 from handmade.tasks import TASKS
@@ -46,6 +46,7 @@ TABLES: tuple[tuple[str | None, type[Config], str], ...] = (
     ("schedule", ScheduleConfig, "The learning rate over time"),
     ("model", GPTConfig, "The model: GPT"),
     ("model", BigramConfig, "The model: bigram (`--model bigram`)"),
+    ("model", FixedWindowConfig, "The model: fixed window (`--model fixed-window`)"),
     ("model", CountingConfig, "The model: counting (`--model counting`)"),
     ("task", LanguageConfig, "The task: a text"),
     *(("task", task.settings, f"The task: {name} (`handmade train {name}`)") for name, task in TASKS.items()),

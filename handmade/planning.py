@@ -21,7 +21,7 @@ from handmade import machine
 from handmade.config import Config
 from handmade.errors import ConfigError, ResourceError
 from handmade.files import readable
-from handmade.models import FAMILIES
+from handmade.models import FAMILIES, CountingModel
 from handmade.models.gpt import GPTConfig
 from handmade.tasks import RunTask
 from handmade.training import TrainConfig, Trainer
@@ -61,7 +61,9 @@ def memory_needed(model: Config, train: TrainConfig, optimizer: str = "adamw") -
 
 def parameters_of(model: Config) -> int:
     """How many parameters a model will have, without making it."""
-    shape: Any = FAMILIES["gpt" if isinstance(model, GPTConfig) else "bigram"][0]
+    shape: Any = next(made for made, config in FAMILIES.values() if type(model) is config)
+    if shape is CountingModel:
+        return 0
     few: list[Config] = [model]
     if isinstance(model, GPTConfig):
         # Rotary positions have no parameters, and their tables take the meta device seconds.
