@@ -4,9 +4,8 @@ not reported. Prints the best of each. Some 45 minutes on two cores; a killed ca
 
 from __future__ import annotations
 
-from handmade.ladder import RUNGS, SIDE_RUNGS, find, tuning
-
 from benchmarks.record import RESULTS
+from handmade.ladder import RUNGS, SIDE_RUNGS, find, tuning
 
 FOLDER = RESULTS / "ladder_rates"
 
