@@ -173,6 +173,9 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
         model.fit(text.train)  # type: ignore[operator]
         loss = model.loss(text.validation)  # type: ignore[operator]
         return Job(request, folder, family, text, record, model, tables, loss=loss)
+    if train.compile == "auto" and not getattr(FAMILIES[family][0], "compiles", True):
+        train = train.replace(compile="no")
+        say("picked", "not compiled: for a loop over time that takes minutes")
     line = _line_to_beat(text, seconds)
     rehearsal = Rehearsal(make, LanguageTask(text, context), optimizer, schedule, seconds, say)
     trainer, measured = rehearsal.run(train, device)
@@ -291,9 +294,7 @@ def _defaults(
             say("picked", reason)
         tables = choice.tables
     else:
-        tables = settings.merged(
-            {"train": {"batch": 64}, "optimizer": {"learning_rate": 0.01}, "schedule": {"warmup": 0.0}}
-        )
+        tables = settings.merged(planning.usual(family, asked), {"train": {"patience": PATIENCE}})
     other = asked["optimizer"].get("name")
     if other is not None and other != tables["optimizer"].get("name", OptimizerConfig.name):
         # Rates are good for the optimizer that they were chosen with, and for no other.

@@ -8,6 +8,8 @@ from handmade.models.recurrent import Recurrent, RecurrentConfig
 # What `--model` takes, each family with its own config.
 FAMILIES = {
     "gpt": (GPT, GPTConfig),
+    "recurrent": (Recurrent, RecurrentConfig),
+    "mlp": (MLP, MLPConfig),
     "bigram": (Bigram, BigramConfig),
     "mlp": (MLP, MLPConfig),
     "recurrent": (Recurrent, RecurrentConfig),
