@@ -11,8 +11,6 @@ FAMILIES = {
     "recurrent": (Recurrent, RecurrentConfig),
     "mlp": (MLP, MLPConfig),
     "bigram": (Bigram, BigramConfig),
-    "mlp": (MLP, MLPConfig),
-    "recurrent": (Recurrent, RecurrentConfig),
     "counting": (CountingModel, CountingConfig),
 }
 
