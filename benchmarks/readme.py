@@ -102,9 +102,8 @@ def sample() -> str:
 
 def ladder() -> str:
     """The table of the rungs; the picture beside it is written by `handmade ladder`."""
-    return (
-        f"<details>\n<summary>The table</summary>\n\n{(RESULTS / 'ladder.md').read_text(encoding='utf-8')}\n</details>"
-    )
+    table = (RESULTS / "ladder.md").read_text(encoding="utf-8")
+    return f"<details>\n<summary>The table</summary>\n\n{table}\n</details>"
 
 
 def filled(text: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from handmade.config import Config, describe
 from handmade.generation import SamplingConfig
-from handmade.models import BigramConfig, CountingConfig, FixedWindowConfig, GPTConfig
+from handmade.models import BigramConfig, CountingConfig, FixedWindowConfig, GPTConfig, MLPConfig, RecurrentConfig
 from handmade.optimizers import OptimizerConfig
 from handmade.schedules import ScheduleConfig
 from handmade.tasks import TASKS
@@ -45,6 +45,8 @@ TABLES: tuple[tuple[str | None, type[Config], str], ...] = (
     ("optimizer", OptimizerConfig, "How weights are changed"),
     ("schedule", ScheduleConfig, "The learning rate over time"),
     ("model", GPTConfig, "The model: GPT"),
+    ("model", RecurrentConfig, "The model: RNN and LSTM (`--model recurrent`)"),
+    ("model", MLPConfig, "The model: MLP (`--model mlp`)"),
     ("model", BigramConfig, "The model: bigram (`--model bigram`)"),
     ("model", FixedWindowConfig, "The model: fixed window (`--model fixed-window`)"),
     ("model", CountingConfig, "The model: counting (`--model counting`)"),

@@ -18,6 +18,10 @@ __version__ = "0.1.0"
 _HOME = {
     "GPT": "handmade.models.gpt",
     "GPTConfig": "handmade.models.gpt",
+    "MLP": "handmade.models.mlp",
+    "MLPConfig": "handmade.models.mlp",
+    "Recurrent": "handmade.models.recurrent",
+    "RecurrentConfig": "handmade.models.recurrent",
     "Bigram": "handmade.models.ngram",
     "BigramConfig": "handmade.models.ngram",
     "CountingModel": "handmade.models.ngram",

@@ -177,6 +177,9 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
         model.fit(task.data.train)  # type: ignore[operator]
         loss = model.loss(task.data.validation)  # type: ignore[operator]
         return Job(request, folder, family, task, record, model, tables, loss=loss)
+    if train.compile == "auto" and not getattr(FAMILIES[family][0], "compiles", True):
+        train = train.replace(compile="no")
+        say("picked", "not compiled: for a loop over time that takes minutes")
     line = task.line_to_beat(seconds)
     rehearsal = Rehearsal(make, task, optimizer, schedule, seconds, say)
     trainer, measured = rehearsal.run(train, device)

@@ -21,8 +21,11 @@ from handmade import machine
 from handmade.config import Config
 from handmade.errors import ConfigError, ResourceError
 from handmade.files import readable
-from handmade.models import FAMILIES, CountingModel
+from handmade.models import FAMILIES
 from handmade.models.gpt import GPTConfig
+from handmade.models.mlp import MLPConfig
+from handmade.models.ngram import CountingConfig
+from handmade.models.recurrent import RecurrentConfig
 from handmade.tasks import RunTask
 from handmade.training import TrainConfig, Trainer
 
@@ -42,9 +45,20 @@ def memory_needed(model: Config, train: TrainConfig, optimizer: str = "adamw") -
     fixed = 4 * parameters * (2 + kept + (2 if train.average else 0))
     tokens = train.batch * getattr(model, "context", 1)
     logits = 4 * 4 * getattr(model, "vocab_size", 1)
-    if not isinstance(model, GPTConfig):
-        return fixed + tokens * logits
+    return fixed + tokens * (kept_of_token(model, train) + logits)
+
+
+def kept_of_token(model: Config, train: TrainConfig) -> int:
+    """Bytes that the backward pass keeps of a token, about, without the logits."""
     number = 4 if train.precision == "float32" else 2
+    if isinstance(model, MLPConfig):  # the window's vectors side by side, the hidden layer, and their gradients
+        return number * (2 * model.window * model.width + 3 * model.hidden)
+    if isinstance(model, RecurrentConfig):
+        # Of an LSTM the fused kernels keep the gates, the cell, and a workspace as large as both.
+        layer = number * model.width * (20 if model.cell == "lstm" else 4)
+        return model.layers * layer + (12 * model.width * (model.layers + 1) if model.dropout else 0)
+    if not isinstance(model, GPTConfig):
+        return 0
     # Kept for the backward pass by a block, in features: the stream and its norms (in float32), queries, keys,
     # values, their turned and normed forms, the mixture, and the hidden layer before and after its activation.
     # A plain mean has values only, and its sums in float32. Without a feed-forward layer, half the stream and norms.
@@ -56,23 +70,24 @@ def memory_needed(model: Config, train: TrainConfig, optimizer: str = "adamw") -
     by_products = number == 2 and train.device in ("auto", "cpu") and model.mixing == "attention"
     heads = model.heads if model.mixing == "attention" else 1
     attention = number * heads * model.context * 3 if model.attention_dropout or by_products else 0
-    return fixed + tokens * (model.layers * (block + attention) + logits)
+    return model.layers * (block + attention)
 
 
 def parameters_of(model: Config) -> int:
-    """How many parameters a model will have, without making it."""
-    shape: Any = next(made for made, config in FAMILIES.values() if type(model) is config)
-    if shape is CountingModel:
-        return 0
+    """How many parameters a model of a family of ours will have, without making it."""
+    if isinstance(model, CountingConfig):
+        return 0  # it counts; nothing is trained
+    shape: Any = next(made for made, config in FAMILIES.values() if isinstance(model, config))
     few: list[Config] = [model]
-    if isinstance(model, GPTConfig):
+    if hasattr(model, "layers"):
+        few = [model.replace(layers=count) for count in (1, 2)]
+    if isinstance(model, GPTConfig) and model.positions == "rotary":
         # Rotary positions have no parameters, and their tables take the meta device seconds.
-        positions = "none" if model.positions == "rotary" else model.positions
-        few = [model.replace(layers=count, positions=positions) for count in (1, 2)]
+        few = [config.replace(positions="none") for config in few]
     try:
         with torch.device("meta"):
             counts = [sum(parameter.numel() for parameter in shape(config).parameters()) for config in few]
-    except RuntimeError:  # more than a tensor can count
+    except (RuntimeError, TypeError):  # more than a tensor can count, or than a size can be
         return 2**63
     return counts[0] + (getattr(model, "layers", 1) - 1) * (counts[-1] - counts[0])  # all layers are alike
 

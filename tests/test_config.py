@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from handmade.config import WRONG, Config, coerce, describe, parse
 from handmade.errors import ConfigError, HandmadeError
 from handmade.generation import SamplingConfig
-from handmade.models import BigramConfig, CountingConfig, GPTConfig
+from handmade.models import FAMILIES, BigramConfig, CountingConfig, GPTConfig, MLPConfig, RecurrentConfig
 from handmade.optimizers import OptimizerConfig
 from handmade.schedules import ScheduleConfig
 from handmade.training import TrainConfig
@@ -160,6 +160,8 @@ def test_round_trips(config):
     "config",
     [
         GPTConfig(vocab_size=65, positions="rotary", logit_cap=15.0, key_value_heads=2),
+        RecurrentConfig(vocab_size=65, cell="rnn"),
+        MLPConfig(vocab_size=65, window=4),
         BigramConfig(vocab_size=65),
         CountingConfig(vocab_size=65),
         TrainConfig(clip=None, tokens_per_step=1000),
@@ -173,7 +175,9 @@ def test_every_config_of_ours_goes_to_json_and_back(config):
     assert through_json(config) == config
 
 
-@pytest.mark.parametrize("cls", [GPTConfig, TrainConfig, OptimizerConfig, ScheduleConfig, BigramConfig, CountingConfig])
+@pytest.mark.parametrize(
+    "cls", [TrainConfig, OptimizerConfig, ScheduleConfig, *(config for _, config in FAMILIES.values())]
+)
 def test_every_field_has_a_kind_that_can_be_described(cls):
     for name, annotation in cls.annotations().items():
         assert "typing" not in describe(annotation), name

@@ -31,7 +31,9 @@ from handmade.generation import (
     with_temperature,
 )
 from handmade.models.gpt import GPT, GPTConfig
+from handmade.models.mlp import MLP, MLPConfig
 from handmade.models.ngram import Bigram, BigramConfig, CountingConfig, CountingModel
+from handmade.models.recurrent import Recurrent, RecurrentConfig
 from handmade.tokenizers import ByteTokenizer, CharTokenizer
 
 GREEDY = SamplingConfig(temperature=0)
@@ -124,6 +126,23 @@ def gpt(positions="learned", context=16, **options):
 def counting():
     model = CountingModel(CountingConfig(5, order=4)).double()
     model.fit(np.random.default_rng(0).integers(0, 5, 300))
+    return model
+
+
+def mlp():
+    model = MLP(MLPConfig(13, window=5, width=8, hidden=16), torch.Generator().manual_seed(0)).double()
+    return louder(model)
+
+
+def recurrent(cell):
+    config = RecurrentConfig(13, cell=cell, width=12, layers=2)
+    return louder(Recurrent(config, torch.Generator().manual_seed(0)).double())
+
+
+def louder(model):
+    """With a head that says more than it does after its initialisation."""
+    with torch.no_grad():
+        model.head.weight.mul_(10)
     return model
 
 
@@ -416,6 +435,9 @@ MODELS = {
     "mean": lambda: gpt("learned", mixing="mean", hidden=0, residual=False),
     "counting": counting,
     "bigram": bigram,
+    "mlp": mlp,
+    "rnn": lambda: recurrent("rnn"),
+    "lstm": lambda: recurrent("lstm"),
 }
 PROMPTS = [[1, 2, 3, 4], [2], [3, 1, 4, 1, 2, 3, 3, 2, 4, 0, 1]]
 

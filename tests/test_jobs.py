@@ -16,10 +16,11 @@ from torch._dynamo.exc import TorchDynamoException
 from handmade import corpora, data, jobs, machine, planning, sources
 from handmade.errors import ConfigError, ResourceError
 from handmade.jobs import Request, time_left
-from handmade.models.gpt import GPTConfig
+from handmade.models import FAMILIES, BigramConfig, CountingConfig, GPTConfig, MLPConfig, RecurrentConfig
 from handmade.optimizers import OptimizerConfig
 from handmade.rehearsal import Rehearsal
-from handmade.tasks import LanguageTask, language
+from handmade.settings import build, merged
+from handmade.tasks import LanguageTask, language, sizes
 from handmade.tasks.language import LanguageConfig
 from handmade.training import TrainConfig, Trainer
 
@@ -107,7 +108,86 @@ def test_parameters_are_counted_without_making_them(shape):
     assert planning.parameters_of(model.config) == sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        BigramConfig(11),
+        CountingConfig(11),
+        MLPConfig(11, window=3, width=5, hidden=7),
+        RecurrentConfig(11, cell="rnn", width=6),
+        RecurrentConfig(11, cell="lstm", width=6, layers=3),
+    ],
+)
+def test_parameters_of_every_family_are_counted_without_making_them(config):
+    (made,) = (made for made, settings in FAMILIES.values() if type(config) is settings)
+    assert planning.parameters_of(config) == sum(parameter.numel() for parameter in made(config).parameters())
+
+
+def kept_bytes(model, tokens):
+    """What the backward pass keeps of a batch, beside the weights: every piece of memory once."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    pieces = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            pieces[storage.data_ptr()] = storage  # held, so that no other piece gets its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+    return sum(storage.nbytes() for storage in pieces.values())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MLPConfig(11),
+        MLPConfig(11, window=16, hidden=32),
+        RecurrentConfig(11, cell="rnn"),
+        RecurrentConfig(11, cell="rnn", layers=2, dropout=0.1),
+        RecurrentConfig(11, cell="lstm"),
+        RecurrentConfig(11, cell="lstm", layers=2, dropout=0.1),
+    ],
+)
+def test_memory_is_foreseen(config):
+    """Not less than the backward pass keeps, and not many times as much: its own gradients take room too."""
+    (made,) = (made for made, settings in FAMILIES.values() if type(config) is settings)
+    found = kept_bytes(made(config), torch.zeros(16, 64, dtype=torch.int64))
+    foreseen = [planning.memory_needed(config, TrainConfig(batch=batch, precision="float32")) for batch in (16, 32)]
+    assert found <= foreseen[1] - foreseen[0] <= 4 * found
+
+
+def test_what_suits_a_cell():
+    """The gradient of an RNN needs smaller steps than that of an LSTM, and the compiler is no help to either."""
+    rates = {}
+    for cell in ("rnn", "lstm"):
+        asked = merged({"model": {"cell": cell}})
+        tables = merged(sizes.usual("recurrent", asked), asked)
+        _, train, optimizer, schedule = build("recurrent", tables, 65)
+        rates[cell] = optimizer.learning_rate
+        assert (train.clip, schedule.name) == (1.0, "cosine")
+    assert rates["rnn"] < rates["lstm"] == sizes.usual("recurrent", merged())["optimizer"]["learning_rate"]
+
+
+def test_a_loop_over_time_is_not_compiled(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "compiler_missing", lambda device: None)
+    monkeypatch.setattr(Trainer, "compile", lambda self: setattr(self, "compiled", True))
+    monkeypatch.setattr(planning, "COMPILE_FROM", 0.0)
+    book = tmp_path / "book.txt"
+    book.write_text("a text that is there to be read. " * 40)
+    found = {}
+    for family in ("recurrent", "mlp"):
+        said = found[family] = []
+        request = Request((str(book),), model=family, set=("train.steps=2",), out=tmp_path / family)
+        job = jobs.new(request, lambda *line, said=said: said.append(line))
+        assert job.trainer.compiled is (family == "mlp")
+    assert ("picked", "not compiled: for a loop over time that takes minutes") in found["recurrent"]
+
+
 def test_parameters_beyond_counting():
+    assert planning.parameters_of(RecurrentConfig(65, layers=10**9)) > 10**13
+    assert planning.parameters_of(MLPConfig(65, hidden=10**20)) > 10**15
     assert planning.parameters_of(GPTConfig(65, layers=10**9)) > 10**15
     assert planning.parameters_of(GPTConfig(65, width=6 * 10**11)) > 10**15
 

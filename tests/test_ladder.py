@@ -150,6 +150,33 @@ def test_the_rates_are_the_best_of_the_grid_that_was_tried():
             assert not tuning.further(tried[rung.name]), f"{rung.name}: the best rate is at an end of its grid"
 
 
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def test_the_committed_results_are_of_these_rungs_and_the_table_is_of_them():
+    found = records.read(RESULTS / records.NAME)
+    assert {(record["rung"], record["seed"]) for record in found} == {
+        (rung.name, seed) for rung in (*RUNGS, *SIDE_RUNGS) for seed in ladder.SEEDS
+    }
+    settings = {
+        rung.name: {**ladder.settings(rung).to_dict(), "learning_rate": rung.learning_rate}
+        for rung in (*RUNGS, *SIDE_RUNGS)
+    }
+    records.require_settings(RESULTS / records.NAME, found, settings)
+    lines = (RESULTS / "ladder.md").read_text(encoding="utf-8").splitlines()
+    for rung in (*RUNGS, *SIDE_RUNGS):
+        values = [record["val_loss"] for record in found if record["rung"] == rung.name]
+        cells = [line.split(" | ") for line in lines if line.split(" | ")[1:2] == [rung.title]]
+        assert len(cells) == 1, rung.name
+        assert cells[0][2].startswith(f"**{sum(values) / len(values):.3f}**")
+        if rung.parent:
+            before = [record["val_loss"] for record in found if record["rung"] == rung.parent]
+            gain = sum(before) / len(before) - sum(values) / len(values)
+            assert cells[0][4].startswith(f"{gain:+.3f}".replace("-0.000", "0.000").replace("+0.000", "0.000")) or (
+                abs(gain) < 0.0005
+            )
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # The runs
 

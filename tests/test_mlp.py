@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from small_runs import CHARACTERS, same_bits, small_trainer
 from torch import Tensor
 
 from handmade.errors import ConfigError
@@ -11,7 +16,7 @@ from handmade.generation import generate, row_seed
 from handmade.layers import kernels
 from handmade.models.mlp import MLP, MLPConfig
 from handmade.optimizers.groups import parameter_groups
-from handmade.training import seeded
+from handmade.training import Trainer, seeded
 
 CONFIG = MLPConfig(vocab_size=11, window=4, width=5, hidden=7)
 TOKENS = torch.randint(11, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -142,6 +147,28 @@ def test_the_seed_decides_the_weights_and_nothing_else_is_drawn() -> None:
     first = MLP(CONFIG).state_dict()
     torch.manual_seed(4)
     assert torch.equal(MLP(CONFIG).nothing, first["nothing"])  # without a generator: torch's global one
+
+
+def test_a_run_that_was_stopped_and_resumed_is_the_one_that_was_not(tmp_path: Path) -> None:
+    def trainer(folder: Path) -> Trainer:
+        model = MLP(MLPConfig(len(CHARACTERS), window=3, width=4, hidden=8), seeded(0, "initialization"))
+        return small_trainer(folder, model, optimizer="adamw")
+
+    def learnt(one: Trainer) -> dict[str, Any]:
+        return {"model": one.model.state_dict(), "optimizers": one.state()["optimizers"]}
+
+    whole, stopped = trainer(tmp_path / "whole"), trainer(tmp_path / "stopped")
+    first = copy.deepcopy(whole.model.state_dict())
+    whole.train(progress=False)
+    for report in stopped.steps():
+        if report.step == 7:  # two steps after the last checkpoint
+            break
+    again = trainer(tmp_path / "stopped")
+    assert again.resume()
+    assert again.step == 5
+    again.train(progress=False)
+    same_bits(learnt(again), learnt(whole))
+    assert not any(torch.equal(weight, first[name]) for name, weight in whole.model.state_dict().items())
 
 
 def test_its_parameters_and_its_parts() -> None:

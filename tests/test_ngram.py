@@ -98,7 +98,8 @@ def test_order_zero_finds_all_tokens_equally_likely(tmp_path):
     assert model.loss(text) == pytest.approx(math.log(7), abs=1e-15)
     cache = model.new_cache(1)
     pieces = [model(tokens[:, :3], cache), model(tokens[:, 3:], cache)]
-    assert torch.equal(torch.cat(pieces, 1), model(tokens)) and cache.length == 10
+    assert torch.equal(torch.cat(pieces, 1), model(tokens))
+    assert cache.length == 10
     again = CountingModel(CountingConfig(7, 0)).double()
     again.load_state_dict(model.state_dict())
     assert torch.equal(again(tokens), model(tokens))

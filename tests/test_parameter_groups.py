@@ -11,7 +11,9 @@ from torch import nn
 from handmade import layers, optimizers
 from handmade.errors import ConfigError
 from handmade.models.gpt import GPT, GPTConfig
+from handmade.models.mlp import MLP, MLPConfig
 from handmade.models.ngram import Bigram, BigramConfig
+from handmade.models.recurrent import Recurrent, RecurrentConfig
 from handmade.optimizers import KINDS, OptimizerConfig, build_optimizers, parameter_groups
 
 NAMES = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "muon")
@@ -48,6 +50,9 @@ MODELS = {
     "gpt": gpt,
     "gpt, tied": lambda: gpt(tied_head=True),
     "gpt, bare": lambda: gpt(tied_head=False, positions="rotary", bias=False, norm="rms", head_bias=True),
+    "mlp": lambda: MLP(MLPConfig(vocab_size=11, window=3, width=4, hidden=8)),
+    "rnn": lambda: Recurrent(RecurrentConfig(vocab_size=11, cell="rnn", width=8, layers=2)),
+    "lstm": lambda: Recurrent(RecurrentConfig(vocab_size=11, width=8)),
     "bigram": lambda: Bigram(BigramConfig(vocab_size=11)),
 }
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from small_runs import CHARACTERS, same_bits, small_trainer
 from torch import Tensor
 
 from handmade.errors import ConfigError
@@ -13,7 +17,7 @@ from handmade.generation import generate, row_seed
 from handmade.layers import kernels
 from handmade.models.recurrent import Recurrent, RecurrentConfig
 from handmade.optimizers.groups import parameter_groups
-from handmade.training import seeded
+from handmade.training import Trainer, seeded
 
 CONFIG = RecurrentConfig(vocab_size=11, width=6, layers=2)
 TOKENS = torch.randint(11, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -143,6 +147,30 @@ def test_dropout_is_where_a_layer_is_fed_and_not_on_the_state(cell: str) -> None
     assert all((after == 0).any() and (after != 0).any() for _, after in seen)
     model.eval()
     assert torch.equal(model(TOKENS), recurrent(cell)(TOKENS))
+
+
+@cells
+def test_a_run_that_was_stopped_and_resumed_is_the_one_that_was_not(cell: str, tmp_path: Path) -> None:
+    def trainer(folder: Path) -> Trainer:
+        config = RecurrentConfig(len(CHARACTERS), cell=cell, width=8, dropout=0.2)  # type: ignore[arg-type]
+        model = Recurrent(config, seeded(0, "initialization"))
+        return small_trainer(folder, model, optimizer="adamw")
+
+    def learnt(one: Trainer) -> dict[str, Any]:
+        return {"model": one.model.state_dict(), "optimizers": one.state()["optimizers"]}
+
+    whole, stopped = trainer(tmp_path / "whole"), trainer(tmp_path / "stopped")
+    first = copy.deepcopy(whole.model.state_dict())
+    whole.train(progress=False)
+    for report in stopped.steps():
+        if report.step == 7:  # two steps after the last checkpoint
+            break
+    again = trainer(tmp_path / "stopped")
+    assert again.resume()
+    assert again.step == 5
+    again.train(progress=False)
+    same_bits(learnt(again), learnt(whole))
+    assert not any(torch.equal(weight, first[name]) for name, weight in whole.model.state_dict().items())
 
 
 @cells

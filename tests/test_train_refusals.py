@@ -212,9 +212,9 @@ def test_fine_tuning_begins_with_the_weights_of_the_run(call, trained: Path, pla
     assert (place / "runs" / "new" / "tokenizer.json").read_text() == (trained / "tokenizer.json").read_text()
 
 
-@pytest.mark.parametrize("family", ["bigram", "counting"])
+@pytest.mark.parametrize("family", ["recurrent", "mlp", "bigram", "counting"])
 def test_other_families_are_trained_sampled_and_evaluated(call, place: Path, family: str) -> None:
-    steps = ["--set", "train.steps=5"] if family == "bigram" else []
+    steps = [] if family == "counting" else ["--set", "train.steps=5"]
     code, _, errors = call("train", "text.txt", "--model", family, *steps)
     assert code == 0, errors
     code, output, errors = call("sample", "runs/text", "--prompt", "the", "--tokens", "20")

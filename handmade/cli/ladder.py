@@ -78,7 +78,8 @@ def ladder(
         )
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: must be at least 1.")
-    folder = out or Path("runs") / f"{named(data[0])}-ladder"
+    name = introduced(data)
+    folder = out or Path("runs") / f"{name}-ladder"
     climb = climbing.Climb(
         data,
         chosen,
@@ -90,7 +91,7 @@ def ladder(
         jobs,
         None if prompt is None else unescaped(prompt),
         force=force,
-        say=lambda label, sentence: print(f"{label}: {sentence}", file=sys.stderr),
+        say=said,
     )
     words = command(data, rungs, side, minutes, tokens, equal, seeds, prompt, out)
     about = show(climb, words)
@@ -113,11 +114,20 @@ def choose(names: Sequence[str], side: bool) -> list[Rung]:
     return everything if side else list(RUNGS)
 
 
-def named(data: str) -> str:
-    """What the results are called after."""
+def said(label: str, sentence: str) -> None:
+    """A line beside the table."""
+    print(f"{label}: {sentence}", file=sys.stderr)
+
+
+def introduced(data: Sequence[str]) -> str:
+    """What the results are called after; whatever there is to know of the texts is said."""
     from handmade import corpora
 
-    return corpora.find(data).name
+    found = [corpora.find(name, lambda line: said("corpus", line)) for name in data]
+    for corpus in found:
+        if corpus.note:
+            said(corpus.name, corpus.note)
+    return found[0].name
 
 
 def unescaped(prompt: str) -> str:

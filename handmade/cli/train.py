@@ -55,7 +55,7 @@ def train(
     config
         A TOML file of settings, in tables [task] [model] [train] [optimizer] [schedule].
     model
-        gpt (the usual), bigram or counting.
+        gpt (the usual), recurrent, mlp, bigram or counting.
     from_
         Fine-tune: begin with the weights and the tokenizer of this run.
     resume
@@ -170,8 +170,9 @@ def about(job: Job) -> str:
         for name in ("layers", "heads")
         if name in shape and not (name == "heads" and shape.get("mixing") == "mean")
     ]
-    sizes += [f"{name} {shape[name]:,}" for name in ("width", "context") if name in shape]
-    return f"{job.family}, {', '.join(sizes)}: {millions(parameter_count(job.model))} parameters"
+    sizes += [f"{name} {shape[name]:,}" for name in ("window", "width", "hidden", "context") if shape.get(name)]
+    kind = shape["cell"].upper() if "cell" in shape else job.family
+    return f"{kind}, {', '.join(sizes)}: {millions(parameter_count(job.model))} parameters"
 
 
 def memory(measured: Measured, device: str) -> str:

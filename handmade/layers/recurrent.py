@@ -50,6 +50,8 @@ class _Recurrent(Module):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Everything uniform in +-1/sqrt(hidden_size): torch.nn's default."""
+        if self.parameter("weight_hh", 0).is_meta:
+            return  # there is nothing to fill, and PyTorch takes seconds to find that out
         bound = 1 / math.sqrt(self.hidden_size)
         with torch.no_grad():
             for parameter in self.parameters():

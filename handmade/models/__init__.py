@@ -9,9 +9,9 @@ from handmade.models.recurrent import Recurrent, RecurrentConfig
 # What `--model` takes, each family with its own config.
 FAMILIES = {
     "gpt": (GPT, GPTConfig),
-    "bigram": (Bigram, BigramConfig),
-    "mlp": (MLP, MLPConfig),
     "recurrent": (Recurrent, RecurrentConfig),
+    "mlp": (MLP, MLPConfig),
+    "bigram": (Bigram, BigramConfig),
     "fixed-window": (FixedWindow, FixedWindowConfig),
     "counting": (CountingModel, CountingConfig),
 }

@@ -77,6 +77,7 @@ class Recurrent(Module):
     """
 
     context = None  # all of the past is in the state: it can run for ever
+    compiles = False  # torch.compile would write the loop over time out, step by step: that takes minutes
 
     def __init__(self, config: RecurrentConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()

@@ -135,12 +135,11 @@ class LanguageTask(RunTask):
         self, family: str, seconds: float, device: torch.device, asked: Mapping[str, Mapping[str, Any]]
     ) -> Choice:
         """A GPT whose size suits the text and the time. Other families are small, and do well with what is here."""
-        if family == "gpt":
-            choice = sizes.choose(self.data, seconds, device, asked)
-            choice.tables["train"]["patience"] = self.patience
-            return choice
-        tables: Tables = {"train": {"batch": 64}, "optimizer": {"learning_rate": 0.01}, "schedule": {"warmup": 0.0}}
-        return Choice(tables)
+        choice = (
+            sizes.choose(self.data, seconds, device, asked) if family == "gpt" else Choice(sizes.usual(family, asked))
+        )
+        choice.tables["train"]["patience"] = self.patience
+        return choice
 
     def fitted(self, context: int | None, say: Say) -> tuple[LanguageTask, int]:
         """With windows of so many tokens; where the text has none as long, of less, and the model may be told."""

@@ -25,7 +25,7 @@ from handmade.tasks.arithmetic import reports
 from handmade.tasks.arithmetic.problems import ProblemConfig, Split, distinct, take
 from handmade.tasks.arithmetic.strings import END, END_ID, PAD, constant, joined, packed
 from handmade.tasks.base import Batch, Choice, GeneratedTask, Say, Tables
-from handmade.tasks.sizes import Size, fitting_heads, fitting_parts
+from handmade.tasks.sizes import Size, fitting_heads, fitting_parts, usual
 from handmade.tokenizers import CharTokenizer
 
 ENUMERATED = 2_000_000  # problems that are all written down before some are drawn; of more, some are drawn at once
@@ -250,7 +250,9 @@ class ArithmeticTask(GeneratedTask):
             }
         if family == "fixed-window":
             return {"train": dict(TRAIN), "optimizer": dict(PUBLISHED), "schedule": {"name": "cosine", "warmup": 0.02}}
-        return {"train": dict(TRAIN), "optimizer": {"learning_rate": 0.003}, "schedule": {"warmup": 0.02}}
+        tables = usual(family, asked)
+        tables["train"] = {**tables["train"], "batch": TRAIN["batch"], "precision": TRAIN["precision"]}
+        return tables
 
     def choose(
         self, family: str, seconds: float, device: torch.device, asked: Mapping[str, Mapping[str, Any]]
