@@ -20,6 +20,8 @@ from handmade.generation import SamplingConfig
 from handmade.models import BigramConfig, CountingConfig, GPTConfig, MLPConfig, RecurrentConfig
 from handmade.optimizers import OptimizerConfig
 from handmade.schedules import ScheduleConfig
+from handmade.tasks import TASKS
+from handmade.tasks.language import LanguageConfig
 from handmade.training import TrainConfig
 
 PAGE = Path(__file__).with_name("options.md")
@@ -47,6 +49,8 @@ TABLES: tuple[tuple[str | None, type[Config], str], ...] = (
     ("model", MLPConfig, "The model: MLP (`--model mlp`)"),
     ("model", BigramConfig, "The model: bigram (`--model bigram`)"),
     ("model", CountingConfig, "The model: counting (`--model counting`)"),
+    ("task", LanguageConfig, "The task: a text"),
+    *(("task", task.settings, f"The task: {name} (`handmade train {name}`)") for name, task in TASKS.items()),
     (None, SamplingConfig, "How text is drawn"),
 )
 
@@ -68,13 +72,14 @@ PLAIN = {
 
 
 def meanings(config: type[Config]) -> dict[str, str]:
-    """Field -> the sentence that stands under it in the class."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for field, after in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
-            found[field.target.id] = " ".join(str(ast.literal_eval(after.value)).split())
+    """Field -> the sentence that stands under it in the class, or in the one that it comes from."""
+    found: dict[str, str] = {}
+    for one in reversed(config.__mro__[: config.__mro__.index(Config)]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
+        assert isinstance(body, ast.ClassDef)
+        for field, after in zip(body.body, body.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
+                found[field.target.id] = " ".join(str(ast.literal_eval(after.value)).split())
     return found
 
 

@@ -18,7 +18,7 @@ import tempfile
 import time
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,12 @@ class Corpus:
     """What a person should know: the edition and who it is from, or what was taken of a folder."""
 
 
-def find(data: str, say: Say | None = None) -> Corpus:
+def find(data: str, say: Say | None = None, others: Collection[str] = ()) -> Corpus:
     """The text that `data` means: an existing file, an existing folder, or a corpus by name, in this order.
 
     Of a folder, every file in it and below that holds text is taken; hidden, empty and other files are not.
-    Raises DataError where there is no such thing (with the nearest name), or nothing in it to read.
+    Raises DataError where there is no such thing (with the nearest name, `others` among them), or nothing in it to
+    read.
     """
     path = Path(data)
     if os.path.isdir(path):  # os.path, not Path: a name that is too long or not allowed is simply not there
@@ -59,7 +60,7 @@ def find(data: str, say: Say | None = None) -> Corpus:
         return CORPORA[data](say)
     if not os.path.isdir(path.parent):
         raise DataError(f"{data}: no such file; there is no folder {path.parent}.")
-    raise DataError(f"{data}: no such file.{_nearest(path)}")
+    raise DataError(f"{data}: no such file.{_nearest(path, others)}")
 
 
 def cache_folder() -> Path:
@@ -85,7 +86,7 @@ def _folder(folder: Path) -> Corpus:
     return Corpus(folder.resolve().name or "text", folder, tuple(found), note)
 
 
-def _nearest(path: Path) -> str:
+def _nearest(path: Path, others: Collection[str]) -> str:
     """What may have been meant: a file beside it or a corpus, by the name without its ending."""
     try:
         names = sorted(item.name for item in path.parent.iterdir() if not item.name.startswith("."))
@@ -95,11 +96,12 @@ def _nearest(path: Path) -> str:
     names.sort(key=lambda name: Path(name).suffix == path.suffix)
     choices = {Path(name).stem: str(path.parent / name) for name in names}
     if path.parent == Path():
-        choices |= {name: name for name in CORPORA}
+        choices |= {name: name for name in (*CORPORA, *others)}
     near = difflib.get_close_matches(path.stem, choices, n=1)
     if near:
         return f" Did you mean {choices[near[0]]}?"
-    return f" Give a text file, a folder of them, or a corpus by name: {', '.join(CORPORA)}."
+    tasks = f", or a task: {', '.join(others)}" if others else ""
+    return f" Give a text file, a folder of them, or a corpus by name: {', '.join(CORPORA)}{tasks}."
 
 
 # --------------------------------------------------------------------------------------------------------------

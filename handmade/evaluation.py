@@ -1,8 +1,7 @@
-"""How good a model is on text it was not trained on."""
+"""How good a model is on what it was not trained on, and how the task of a run is found again."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -14,37 +13,58 @@ from torch import nn
 
 from handmade import corpora, data
 from handmade.data import TextData
-from handmade.errors import DataError, TokenizerError
-from handmade.models.ngram import CountingModel, counting_line
-from handmade.tasks.language import LanguageTask, bits_per_byte
+from handmade.errors import ConfigError, DataError, RunError, TokenizerError, did_you_mean
+from handmade.tasks import TASKS, GeneratedTask, LanguageTask, RunTask
+from handmade.tasks.language import WINDOW
 from handmade.tokenizers import Tokenizer
 
 
-def evaluate(model: nn.Module, text: TextData, device: torch.device, precision: str = "float32") -> dict[str, float]:
-    """Score `model` on the whole validation part of `text`, every token after the first once, in fixed windows of
-    the model's context. Draws nothing.
-
-    Returns `val_loss` (nats per token), `perplexity`, `bits_per_byte`, `tokens` (scored).
-    """
-    task = LanguageTask(text, getattr(model.config, "context", 256))  # a model without one can run for ever
-    if isinstance(model, CountingModel):  # exactly, not window by window, which would cut its contexts
-        nats, scored = model.loss(text.validation), len(text.validation) - 1
-        return figures(nats, bits_per_byte(nats, scored, text.validation_bytes), scored)
-    training = model.training
+def evaluate(model: nn.Module, task: RunTask, precision: str = "float32") -> dict[str, Any]:
+    """All figures of `task` on its whole validation part: what `task.evaluate` says, and the `precision`. Draws
+    nothing; dropout is off, and the model is in the mode it was in afterwards."""
+    training, device = model.training, next((part.device for part in model.parameters()), torch.device("cpu"))
     model.eval()
     lower = nullcontext() if precision == "float32" else torch.autocast(device.type, getattr(torch, precision))
     try:
         with torch.inference_mode(), lower:
-            scores = task.score(model, device)
+            return {**task.evaluate(model), "precision": precision}
     finally:
         model.train(training)
-    return figures(scores["val_loss"], scores["bits_per_byte"], len(text.validation) - 1)
 
 
-def figures(nats: float, bits: float, tokens: int) -> dict[str, float]:
-    """What `evaluate` returns."""
-    perplexity = math.exp(min(nats, 700.0))
-    return {"val_loss": nats, "perplexity": perplexity, "bits_per_byte": bits, "tokens": tokens}
+def generated(values: Mapping[str, Any]) -> GeneratedTask:
+    """The task that the "task" part of a config.json describes. Raises ConfigError for one that there is not."""
+    options = {option: value for option, value in values.items() if option != "name"}
+    name = str(values.get("name"))
+    if name not in TASKS:
+        near = did_you_mean(name, TASKS) or f" There are {', '.join(TASKS)}."
+        raise ConfigError(f"No task {name!r}.{near}")
+    kind = TASKS[name]
+    return kind(kind.settings.from_dict(options))
+
+
+def task_again(
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    context: int = WINDOW,
+    sources: Sequence[str | os.PathLike[str]] | None = None,
+    folder: Path | str = "config.json",
+) -> RunTask:
+    """The task of a run, from its config.json; or of a text run, other `sources` with the run's tokenizer.
+
+    Raises DataError when its text is gone or has changed, ConfigError for `sources` of a task that has none, RunError
+    where this handmade makes other examples of the same options.
+    """
+    values = config["task"]
+    if values["name"] == LanguageTask.name:
+        smoothing = values.get("label_smoothing", 0.0)
+        return LanguageTask(prepare_again(config["data"], tokenizer, sources), context, smoothing)
+    if sources is not None:
+        raise ConfigError(f"{folder}: {values['name']} makes its own problems and reads no text. Leave --data out.")
+    task = generated(values)
+    if task.fingerprint() != config["data"]["fingerprint"]:
+        raise RunError(f"{folder}: this handmade makes other problems of the same options than it was trained on.")
+    return task
 
 
 def prepare_again(
@@ -79,8 +99,3 @@ def prepare_again(
     if text.fingerprint != record["fingerprint"]:
         raise changed
     return text
-
-
-def line_to_beat(text: TextData, order: int = 5) -> float:
-    """The loss of a model that only counts, on the same tokens: nats per token."""
-    return counting_line(text.train, text.validation, text.tokenizer.vocab_size, order)

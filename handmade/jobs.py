@@ -1,4 +1,4 @@
-"""From what a person asks for to a trainer that is ready: text, settings, model, run folder.
+"""From what a person asks for to a trainer that is ready: task, settings, model, run folder.
 
     job = new(Request(data=("mybook.txt",), minutes=10), print)
     job.write()
@@ -11,9 +11,6 @@ fetched or a text is read.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import shutil
 import time
 from contextlib import suppress
@@ -24,37 +21,33 @@ from typing import Any
 import torch
 from torch import nn
 
-from handmade import checkpoint, corpora, data, evaluation, machine, planning, presets, run, settings
-from handmade.data import TextData
-from handmade.errors import ConfigError, DataError, RunError, TokenizerError
+from handmade import checkpoint, corpora, data, machine, planning, presets, run, settings, sources
+from handmade.errors import ConfigError, RunError
 from handmade.files import no_space
 from handmade.models import FAMILIES
 from handmade.optimizers import OptimizerConfig
-from handmade.rehearsal import Rehearsal, Say
+from handmade.rehearsal import Rehearsal
 from handmade.request import (
-    MINUTES,
     TABLES,
     Request,
     check_settings,
     check_words,
     find_family,
     find_folder,
+    find_task,
     given_tables,
     is_named,
     standing,
 )
 from handmade.schedules import ScheduleConfig
-from handmade.settings import Tables
-from handmade.tasks.language import LanguageTask
-from handmade.tokenizers import Tokenizer
+from handmade.tasks import TASKS, LanguageTask, RunTask, Say, Tables
+from handmade.tasks.language import MINUTES
 from handmade.training import TrainConfig, Trainer, seeded
 
-VALIDATION_AT_MOST = 250_000  # bytes: more of a large text would take longer to evaluate than to train on
 SMALL_FILES = 500_000  # bytes: config, tokenizer, metrics, curve
 # What comes after training and is part of the time given: the curve, the sample, the last checkpoint.
 CLOSING_SECONDS = 4.0
 FINE_TUNING = 0.3  # of the rates that the first run had
-PATIENCE = 4  # evaluations without a new best: validation has turned
 
 
 @dataclass
@@ -64,7 +57,7 @@ class Job:
     request: Request
     folder: Path
     family: str
-    text: TextData
+    task: RunTask
     record: dict[str, Any]
     """What config.json says of the data."""
     model: nn.Module
@@ -73,7 +66,8 @@ class Job:
     """None for a model that only counts."""
     measured: planning.Measured | None = None
     line: float | None = None
-    """The counting line: nats per token of a 5-gram by counting. None for a model that is one."""
+    """The validation loss of what needs no learning: for a text that of a 5-gram by counting. None where there is no
+    such thing, and for a model that is it."""
     loss: float | None = None
     """On the validation part, of a model that only counts."""
 
@@ -85,7 +79,7 @@ class Job:
         checkpoint.prepare_folder(self.folder, self.request.force)
         written = (checkpoint.TOKENIZER, checkpoint.WEIGHTS, checkpoint.CONFIG)
         try:
-            self.text.tokenizer.save(self.folder / checkpoint.TOKENIZER)
+            self.task.tokenizer.save(self.folder / checkpoint.TOKENIZER)
             if self.loss is not None:
                 checkpoint.save_weights(
                     self.folder / checkpoint.WEIGHTS, self.model, step="0", val_loss=repr(self.loss)
@@ -116,7 +110,7 @@ class Job:
         """config.json: all that decides the run, and where it was made."""
         return {
             "version": run.VERSION,
-            "task": "language",
+            "task": {"name": self.task.name, **self.task.config.to_dict()},
             "family": self.family,
             "model": self.model.config.to_dict(),  # type: ignore[union-attr, operator]
             **{name: self.tables[name] for name in TABLES[1:]},
@@ -138,27 +132,36 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
     """
     began = time.perf_counter() if started is None else started
     check_words(request)
-    known = {name: corpora.find(name) for name in request.data if not is_named(name)}
+    kind = find_task(request)
+    names = request.data if kind is LanguageTask else ()
+    known = {name: corpora.find(name, others=TASKS) for name in names if not is_named(name)}
     first = request.data[0]
     folder = find_folder(request, known[first].name if first in known else first)
     old = run.load(request.start, "cpu") if request.start else None
     preset = presets.find(request.preset) if request.preset else None
-    family = find_family(request, preset, old)
+    family = find_family(request, preset, old, kind)
+    options = kind.settings
     asked = settings.merged(
-        *(settings.from_file(path, family) for path in request.config), settings.from_words(request.set, family)
+        *(settings.from_file(path, family, options) for path in request.config),
+        settings.from_words(request.set, family, options),
     )
     if request.device:
         asked["train"]["device"] = request.device
-    device, seconds = check_settings(request, family, preset, old, asked, folder)
+    device, seconds = check_settings(request, family, preset, old, asked, folder, kind)
 
-    found = [known.get(name) or corpora.find(name, lambda line: say("corpus", line)) for name in request.data]
-    text, record = _prepare(request, found, old.tokenizer if old else None, say, progress)
+    chosen = settings.checked("task", options, asked["task"])
+    task: RunTask
+    if kind is LanguageTask:
+        found = [known.get(name) or corpora.find(name, lambda line: say("corpus", line)) for name in names]
+        task, record = sources.read(request, found, chosen, old.tokenizer if old else None, say, progress)
+    else:
+        task, record = sources.make(request, kind, chosen, old, say)
     if asked["train"].get("threads"):
         torch.set_num_threads(asked["train"]["threads"])  # before anything is measured
     left = None if seconds is None else time_left(seconds, began)
-    tables = settings.merged(_defaults(family, preset, old, text, left, device, asked, say), asked)
-    context = _fit_context(tables, family, old, text, say)
-    model_config, train, optimizer, schedule = settings.build(family, tables, text.tokenizer.vocab_size)
+    tables = settings.merged(_defaults(family, preset, old, task, left, device, asked, say), asked)
+    task = _fit_context(tables, family, old, task, say)
+    model_config, train, optimizer, schedule = settings.build(family, tables, task.tokenizer.vocab_size)
     if family != "counting":
         planning.require_memory(model_config, train, optimizer.name, device)
 
@@ -169,15 +172,16 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
         return model
 
     if family == "counting":
+        assert isinstance(task, LanguageTask), "other tasks refuse it"
         model = make()
-        model.fit(text.train)  # type: ignore[operator]
-        loss = model.loss(text.validation)  # type: ignore[operator]
-        return Job(request, folder, family, text, record, model, tables, loss=loss)
+        model.fit(task.data.train)  # type: ignore[operator]
+        loss = model.loss(task.data.validation)  # type: ignore[operator]
+        return Job(request, folder, family, task, record, model, tables, loss=loss)
     if train.compile == "auto" and not getattr(FAMILIES[family][0], "compiles", True):
         train = train.replace(compile="no")
         say("picked", "not compiled: for a loop over time that takes minutes")
-    line = _line_to_beat(text, seconds)
-    rehearsal = Rehearsal(make, LanguageTask(text, context), optimizer, schedule, seconds, say)
+    line = task.line_to_beat(seconds)
+    rehearsal = Rehearsal(make, task, optimizer, schedule, seconds, say)
     trainer, measured = rehearsal.run(train, device)
     if seconds is not None:
         left = time_left(seconds, began, measured.evaluation_seconds)
@@ -185,78 +189,13 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
     trainer.folder = folder
     tables["train"] = trainer.config.to_dict()
     tables["optimizer"], tables["schedule"] = optimizer.to_dict(), schedule.to_dict()
-    return Job(request, folder, family, text, record, trainer.model, tables, trainer, measured, line)
+    return Job(request, folder, family, task, record, trainer.model, tables, trainer, measured, line)
 
 
 def time_left(seconds: float, began: float, evaluation: float = 0.0) -> float:
     """What there is to train and evaluate in, of the seconds given: less what has passed, and what comes after. Half
     of them and an evaluation at least: a run that is given little more than it takes to begin must still train."""
     return max(seconds / 2 + evaluation, seconds - (time.perf_counter() - began) - CLOSING_SECONDS)
-
-
-# --------------------------------------------------------------------------------------------------------------
-# The text
-
-
-def _prepare(
-    request: Request,
-    found: list[corpora.Corpus],
-    tokenizer: Tokenizer | None,
-    say: Say,
-    progress: data.Progress | None,
-) -> tuple[TextData, dict[str, Any]]:
-    """The text as tokens, said; and what config.json says of it."""
-    files = [path for corpus in found for path in corpus.files]
-    size = sum(path.stat().st_size for path in files)
-    fraction = 0.1 if request.validation else min(0.1, VALIDATION_AT_MOST / max(1, size))
-    encoding = request.encoding or "utf-8"
-    try:
-        text = data.prepare(
-            files,
-            corpora.cache_folder() / "tokens",
-            tokenizer or request.tokenizer or "auto",
-            validation=list(request.validation) or None,
-            encoding=encoding,
-            fraction=fraction,
-            progress=progress,
-        )
-    except TokenizerError as problem:
-        if tokenizer is None:
-            raise
-        what = str(problem).partition(" Take it out,")[0]
-        raise TokenizerError(f"{what} Take it out, or train without --from {request.start}.") from None
-    for corpus in found:
-        if corpus.note:
-            say(corpus.name, corpus.note)
-    label = Path(request.data[0]).name or found[0].name
-    say(label + (f" + {len(found) - 1}" if len(found) > 1 else ""), text.describe())
-    if fraction < 0.1:
-        say("", f"validation is the last {100 * fraction:.2g} %, not 10 %: enough to tell models apart, and quicker")
-    for note in text.notes:
-        say("left out", note)
-    say("tokens", text.reason)
-    record = {
-        "corpus": request.data[0] if len(request.data) == 1 and is_named(request.data[0]) else None,
-        "files": [str(path.resolve()) for path in files],
-        "validation": [str(path.resolve()) for path in request.validation],
-        "encoding": encoding,
-        "fraction": fraction,
-        "fingerprint": text.fingerprint,
-        "tokenizer": _digest(text.tokenizer),
-    }
-    return text, record
-
-
-def _digest(tokenizer: Tokenizer) -> str:
-    """sha256 of what a tokenizer does: a vocabulary in another order has the same size."""
-    return hashlib.sha256(json.dumps(tokenizer.to_dict(), sort_keys=True).encode()).hexdigest()
-
-
-def _line_to_beat(text: TextData, seconds: float | None) -> float:
-    """The counting line. Of a long text only as much is counted as takes a small part of the time given."""
-    most = max(1_200_000, int(20_000 * (60 * MINUTES if seconds is None else seconds)))
-    line = evaluation.line_to_beat(dataclasses.replace(text, train=text.train[-most:]))
-    return max(0.0, line)  # of a text that is foreseen wholly, it is rounded to less
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -270,13 +209,13 @@ def _defaults(
     family: str,
     preset: presets.Preset | None,
     old: run.Run | None,
-    text: TextData,
+    task: RunTask,
     seconds: float | None,
     device: torch.device,
     asked: Tables,
     say: Say,
 ) -> Tables:
-    """The preset's settings, the old run's, or what suits the text and the time."""
+    """The preset's settings, the old run's, or what suits the task and the time."""
     if preset is not None:
         tables = given_tables(preset, None)
     elif old is not None:
@@ -285,16 +224,13 @@ def _defaults(
         for name in ("learning_rate", "embedding_learning_rate", "head_learning_rate", "vector_learning_rate"):
             if getattr(optimizer, name) is not None:
                 tables["optimizer"][name] = getattr(optimizer, name) * FINE_TUNING
-        tables["train"]["patience"] = PATIENCE
+        tables["train"]["patience"] = task.patience
         say("picked", f"learning rates {FINE_TUNING:g} of the first run's: the weights are good already")
-    elif family == "gpt":
-        choice = planning.choose(text, seconds or 60 * MINUTES, device, asked)
-        choice.tables["train"]["patience"] = PATIENCE
+    else:
+        choice = task.choose(family, seconds or 60 * MINUTES, device, asked)
         for reason in choice.reasons:
             say("picked", reason)
-        tables = choice.tables
-    else:
-        tables = settings.merged(planning.usual(family, asked), {"train": {"patience": PATIENCE}})
+        tables = settings.merged(choice.tables)
     other = asked["optimizer"].get("name")
     if other is not None and other != tables["optimizer"].get("name", OptimizerConfig.name):
         # Rates are good for the optimizer that they were chosen with, and for no other.
@@ -304,16 +240,15 @@ def _defaults(
     return tables
 
 
-def _fit_context(tables: Tables, family: str, old: run.Run | None, text: TextData, say: Say) -> int:
-    """The length of the training windows; said where the text has none as long as the model's context. A new model's
-    context is then shortened too."""
-    wanted = tables["model"].get("context", getattr(FAMILIES[family][1], "context", 64))
-    context, sentence = data.fit_context(len(text.train), wanted)
-    if sentence and family != "counting":
-        say("context", sentence)
-        if old is None:
-            tables["model"]["context"] = context
-    return context
+def _fit_context(tables: Tables, family: str, old: run.Run | None, task: RunTask, say: Say) -> RunTask:
+    """The task with rows that the model can see at once; a new model's context becomes what the task says."""
+    wanted = tables["model"].get("context", getattr(FAMILIES[family][1], "context", None))
+    if wanted is None:  # it can run for ever
+        return task.fitted(None, say)[0]
+    task, context = task.fitted(wanted, say)
+    if old is None and context != wanted:
+        tables["model"]["context"] = context
+    return task
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -329,9 +264,9 @@ def resume(folder: Path, request: Request, say: Say, progress: data.Progress | N
     if config["family"] == "counting":
         raise RunError(f"{folder}: a counting model is made in one go. Make it again with --force.")
     tokenizer = run.read_tokenizer(folder)
-    if _digest(tokenizer) != config["data"].get("tokenizer", _digest(tokenizer)):
+    if sources.digest(tokenizer) != config["data"].get("tokenizer", sources.digest(tokenizer)):
         raise RunError(f"{folder}: cannot go on. {checkpoint.TOKENIZER} is not the one that it was trained with.")
-    text = _text_again(folder, config["data"], tokenizer, request.data, progress)
+    task = sources.again(folder, config, tokenizer, request.data, progress)
     try:
         shape: Any = settings.classes(config["family"])["model"].from_dict(config["model"])
         train = TrainConfig.from_dict(config["train"])
@@ -339,67 +274,24 @@ def resume(folder: Path, request: Request, say: Say, progress: data.Progress | N
         schedule = ScheduleConfig.from_dict(config["schedule"])
     except (ConfigError, KeyError, TypeError) as problem:
         raise RunError(f"{folder / checkpoint.CONFIG}: damaged. {problem}") from None
-    if text.tokenizer.vocab_size != shape.vocab_size:
+    if tokenizer.vocab_size != shape.vocab_size:
         raise RunError(
-            f"{folder}: cannot go on. Its tokenizer has {text.tokenizer.vocab_size} tokens, its model"
+            f"{folder}: cannot go on. Its tokenizer has {tokenizer.vocab_size} tokens, its model"
             f" {config['model']['vocab_size']}: one of {checkpoint.TOKENIZER} and {checkpoint.CONFIG} was changed."
         )
     model = run.build_model(
         config["family"], config["model"], folder / checkpoint.CONFIG, seeded(train.seed, "initialization")
     )
-    context, _ = data.fit_context(len(text.train), getattr(shape, "context", 64))
-    trainer = Trainer(model, LanguageTask(text, context), train, optimizer, schedule, folder)
+    task, _ = task.fitted(getattr(shape, "context", None), lambda *_: None)
+    trainer = Trainer(model, task, train, optimizer, schedule, folder)
     tables = {name: config[name] for name in TABLES}
-    job = Job(request, folder, config["family"], text, config["data"], model, tables, trainer)
+    job = Job(request, folder, config["family"], task, config["data"], model, tables, trainer)
     job.line = config.get("counting_line")
     going = trainer.resume()
     if trainer.finished:
         raise RunError(f"{folder}: is finished, at step {trainer.step:,}. Sample it: handmade sample {folder}")
     say("resumed", f"at step {trainer.step:,} of {train.steps:,}" if going else "from the beginning: no checkpoint yet")
     return job
-
-
-def _text_again(
-    folder: Path,
-    record: dict[str, Any],
-    tokenizer: Tokenizer,
-    given: tuple[str, ...],
-    progress: data.Progress | None,
-) -> TextData:
-    """The text of a run, from where it was or from where it is `given` now. Raises RunError where it is gone, or is
-    not the same any more."""
-    try:
-        if given or record["corpus"]:
-            files = [path for name in given or [record["corpus"]] for path in corpora.find(name).files]
-        else:
-            files = [Path(path) for path in record["files"]]
-        validation = [Path(path) for path in record["validation"]]
-        gone = next((path for path in [*files, *validation] if not path.exists()), None)
-        if gone is not None:
-            where = "" if gone in validation else f"\nIf it has moved: handmade train NEW_PLACE --resume {folder}"
-            raise DataError(f"The text {gone} is not there any more.{where}")
-        text = data.prepare(
-            files,
-            corpora.cache_folder() / "tokens",
-            tokenizer,
-            validation=validation or None,
-            encoding=record["encoding"],
-            fraction=record["fraction"],
-            progress=progress,
-        )
-    except TokenizerError:
-        text = None  # the tokenizer knew every character of the text that it was trained on
-    except DataError as problem:
-        raise RunError(f"{folder}: cannot go on. {problem}") from None
-    except (KeyError, TypeError) as problem:
-        raise RunError(f"{folder / checkpoint.CONFIG}: damaged ({problem!r} in what it says of the data).") from None
-    if text is None or text.fingerprint != record["fingerprint"]:
-        what = f"{files[0]} is not the text that it was trained on" if given else f"{files[0]} was changed since"
-        raise RunError(
-            f"{folder}: cannot go on. {what}.\nGo on with the old text, or train anew on this one:"
-            f" handmade train {files[0]} --from {folder} --out FOLDER"
-        )
-    return text
 
 
 __all__ = ["Job", "Request", "new", "resume"]

@@ -138,3 +138,16 @@ def describe() -> dict[str, str | int]:
         "torch": torch.__version__,
         "handmade": handmade.__version__,
     }
+
+
+def arithmetic_speed(device: torch.device, size: int = 1024) -> float:
+    """Operations a second of this machine's matrix products, in the number type that "auto" precision takes: the best
+    of ten, because other processes only ever make one slower and the size picked should not hang on a busy moment."""
+    kind = getattr(torch, find_precision("auto", device))
+    matrix = torch.full((size, size), 0.5, dtype=kind, device=device)
+    seconds = []
+    for _ in range(10):
+        began = time.perf_counter()
+        (matrix @ matrix).sum().item()  # .item() waits for a GPU
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)

@@ -57,6 +57,7 @@ class Progress:
         self.board: Any = None
         self.report: Report | None = None
         self.loss = self.validation = math.nan  # the newest there is
+        self.scores: dict[str, float] = {}  # likewise
         self.pace = 0.0  # tokens a second, likewise
         self.first: tuple[float, int] | None = None  # when the first report came, and at which step
         self.tenth = -1
@@ -93,6 +94,7 @@ class Progress:
         if math.isfinite(report.train_loss):
             self.loss = report.train_loss
         self.pace = report.tokens_per_second or self.pace
+        self.scores = report.scores or self.scores
         if report.val_loss is not None:
             self.validation = report.val_loss
         if self.board is not None:
@@ -159,7 +161,10 @@ class Progress:
             return []
         if not math.isfinite(self.validation):  # resumed, and not evaluated since
             return [f"validation best {best:.3f}"]
-        return [f"validation {self.validation:.3f} ({'best' if self.validation <= best else f'best {best:.3f}'})"]
+        parts = [f"validation {self.validation:.3f} ({'best' if self.validation <= best else f'best {best:.3f}'})"]
+        headline = getattr(self.trainer.task, "headline", None)  # a task of five methods has none
+        told = headline(self.scores) if headline is not None and self.scores else ""
+        return [*parts, told] if told else parts
 
     def seconds_left(self) -> float | None:
         """From the pace since the first report: what came before it, compilation say, does not come again;

@@ -12,11 +12,8 @@ from handmade import machine, planning
 from handmade.errors import ResourceError
 from handmade.optimizers import OptimizerConfig
 from handmade.schedules import ScheduleConfig
-from handmade.tasks.language import LanguageTask
+from handmade.tasks import RunTask, Say
 from handmade.training import TrainConfig, Trainer
-
-Say = Callable[[str, str], None]
-"""Called with a label and a sentence for the person."""
 
 
 @dataclass
@@ -25,7 +22,7 @@ class Rehearsal:
 
     make: Callable[[], nn.Module]
     """The model with its first weights, always the same."""
-    task: LanguageTask
+    task: RunTask
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     seconds: float | None

@@ -16,9 +16,10 @@ from handmade.config import Config
 from handmade.errors import ConfigError, ResourceError, RunError, did_you_mean
 from handmade.models import CountingModel
 from handmade.settings import Tables
+from handmade.tasks import TASKS, LanguageTask, RunTask
+from handmade.tasks.language import MINUTES
 from handmade.tokenizers import KINDS
 
-MINUTES = 5.0  # of a plain `handmade train`
 THREADS = 4  # a processor: more only get in each other's way, and very many end the process
 TABLES = ("model", "train", "optimizer", "schedule")
 
@@ -59,7 +60,10 @@ class Request:
 def check_words(request: Request) -> None:
     """Raise ConfigError for words that do not go together, whatever they name."""
     if not request.data:
-        raise ConfigError("Name a text to train on: a file, a folder, or a corpus such as shakespeare.")
+        raise ConfigError(
+            "Name a text to train on: a file, a folder, or a corpus such as shakespeare."
+            f" Or a task: {', '.join(TASKS)}."
+        )
     if request.minutes is not None and not 0 < request.minutes < math.inf:
         raise ConfigError(f"--minutes {request.minutes:g}: must be a number above 0.")
     if request.start is not None:
@@ -73,6 +77,21 @@ def check_words(request: Request) -> None:
         near = did_you_mean(request.tokenizer, kinds)
         raise ConfigError(f"--tokenizer {request.tokenizer}: must be one of {', '.join(kinds)}.{near}")
     texts.check_encoding(request.encoding or "utf-8")
+
+
+def find_task(request: Request) -> type[RunTask]:
+    """The task that the data names; language, where it names a text. A file or folder of that name comes first.
+    Raises ConfigError for options that go with a text only."""
+    name = next((name for name in request.data if name in TASKS and not os.path.exists(name)), None)
+    if name is None:
+        return LanguageTask
+    others = [other for other in request.data if other != name]
+    if others:
+        raise ConfigError(f"{name}: a task is learnt by itself. Leave out {', '.join(others)}.")
+    for option in ("--tokenizer", "--validation", "--encoding"):
+        if option in request.given():
+            raise ConfigError(f"{option}: {name} makes its own problems and reads no text. Leave it out.")
+    return TASKS[name]
 
 
 def find_folder(request: Request, name: str) -> Path:
@@ -89,8 +108,11 @@ def find_folder(request: Request, name: str) -> Path:
     return folder
 
 
-def find_family(request: Request, preset: presets.Preset | None, old: run.Run | None) -> str:
-    """gpt, unless --model, the preset or the run to begin with says otherwise. Raises ConfigError where they differ."""
+def find_family(
+    request: Request, preset: presets.Preset | None, old: run.Run | None, task: type[RunTask] = LanguageTask
+) -> str:
+    """What suits the task, unless --model, the preset or the run to begin with says otherwise. Raises ConfigError
+    where they differ, and for a family that cannot learn the task."""
     family = request.model
     if family is not None:
         settings.classes(family)  # raises for one that there is not
@@ -103,22 +125,31 @@ def find_family(request: Request, preset: presets.Preset | None, old: run.Run | 
             raise ConfigError(
                 f"--from {request.start}: a counting model has no weights to go on from. Train a new one."
             )
-    return family or (old.config["family"] if old else preset.family if preset else "gpt")
+    family = family or (old.config["family"] if old else preset.family if preset else task.family)
+    why_not = task.refusal(family)
+    if why_not:
+        raise ConfigError(f"--model {family}: {why_not}")
+    return family
 
 
 def check_settings(
-    request: Request, family: str, preset: presets.Preset | None, old: run.Run | None, asked: Tables, folder: Path
+    request: Request,
+    family: str,
+    preset: presets.Preset | None,
+    old: run.Run | None,
+    asked: Tables,
+    folder: Path,
+    task: type[RunTask] = LanguageTask,
 ) -> tuple[torch.device, float | None]:
     """Raise ConfigError, ResourceError for settings that cannot be, whatever the text is. Returns the device, and the
     seconds that the run is given, None where its number of steps is."""
+    options = settings.checked("task", task.settings, asked["task"])
     planned = request.minutes is not None or (preset is None and "steps" not in asked["train"])
     if request.minutes is not None and "steps" in asked["train"]:
         raise ConfigError("--minutes decides the number of steps. Leave it out, or train.steps.")
     candidates = [settings.merged(given_tables(preset, old), asked)]
-    if family == "gpt" and preset is None and old is None:  # the size is picked later: one of them has to fit
-        shapes = [{**size.shape(), **planning.fitting_heads(size, asked["model"])} for size in planning.SIZES]
-        modern = {**presets.MODERN, **planning.fitting_parts(asked["model"])[0]}
-        candidates = [settings.merged({"model": {**modern, **shape}}, asked) for shape in shapes]
+    if preset is None and old is None:  # the settings are picked later: one of them has to fit
+        candidates = [settings.merged(tables, asked) for tables in task.candidates(options, family, asked)]
     problem: ConfigError | None = None
     for tables in reversed(candidates):  # the smallest first: its error is the one to show
         try:

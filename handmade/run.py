@@ -9,6 +9,7 @@ Loading runs no code from the folder: JSON and safetensors only.
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from handmade import checkpoint, evaluation, machine, tokenizers
 from handmade.errors import ConfigError, RunError
 from handmade.generation import SamplingConfig, generate_text, stream_text
 from handmade.models import FAMILIES
+from handmade.tasks import GeneratedTask, LanguageTask, RunTask
 from handmade.tokenizers import Tokenizer
 
 VERSION = 1  # of the run folder's layout
@@ -37,7 +39,8 @@ class Run:
         self.device = next(iter(model.parameters()), torch.empty(0)).device
 
     def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r}, {self.config['family']}, vocab_size={self.tokenizer.vocab_size})"
+        task = "" if self.continues else f"{self.config['task']['name']}, "
+        return f"Run({str(self.folder)!r}, {task}{self.config['family']}, vocab_size={self.tokenizer.vocab_size})"
 
     def generate(
         self,
@@ -83,18 +86,67 @@ class Run:
         stops = [stop] if isinstance(stop, str) else list(stop)
         return stream_text(self.model, self.tokenizer, prompt, tokens, sampling, seed=seed, stop=stops)
 
-    def evaluate(
-        self, data: Sequence[str | os.PathLike[str]] | None = None, precision: str = "float32"
-    ) -> dict[str, Any]:
-        """Loss, perplexity and bits per byte on the whole validation part of what it was trained on, or of `data`,
-        and the loss of a 5-gram by counting there (None for other `data`).
+    @functools.cached_property
+    def task(self) -> RunTask:
+        """What it learnt. Raises DataError where its text is not there any more or has changed."""
+        return evaluation.task_again(self.config, self.tokenizer, self.context, folder=self.folder)
 
-        Raises DataError where the text is not there any more or has changed.
+    @property
+    def context(self) -> int:
+        """Tokens of a training row, where the task does not decide it."""
+        return getattr(self.model.config, "context", 256)  # a model without one can run for ever
+
+    @property
+    def continues(self) -> bool:
+        """Whether the model goes on after a prompt, as a text does. Otherwise it answers it."""
+        return self.config["task"]["name"] == LanguageTask.name
+
+    def answers(self, prompts: Sequence[str]) -> list[str]:
+        """What the model answers to each prompt, decoded together: `["46", "100"]` to `["12+34=", "99+1="]`.
+
+        Raises ConfigError for a prompt that is no problem of its task, and for a run that goes on with texts.
         """
-        text = evaluation.prepare_again(self.config["data"], self.tokenizer, data)
-        scores = evaluation.evaluate(self.model, text, self.device, precision)
+        if isinstance(prompts, str):
+            raise ConfigError(f"answers: give a list of prompts, as in answers([{prompts!r}]).")
+        if self.continues:
+            raise ConfigError(f"{self.folder}: goes on with a text and answers no problems. Use generate(...).")
+        return self.task.answers(self.model, list(prompts))
+
+    def evaluate(
+        self,
+        data: Sequence[str | os.PathLike[str]] | None = None,
+        precision: str = "float32",
+        problems: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """All figures on the whole validation part of what it was trained on: of a text run loss, perplexity, bits per
+        byte, and the loss of a 5-gram by counting there; of a task run what its task says.
+
+        With `data`, on another text (the counting line is then None). With `problems`, on those alone: what was
+        answered to each, what is right, and the part of them that is.
+        Raises DataError where the text is not there any more or has changed, ConfigError for `data` or `problems` of
+        a run that has none.
+        """
+        if problems is not None:
+            return self._mark(list(problems))
+        task = self.task
+        if data is not None:
+            task = evaluation.task_again(self.config, self.tokenizer, self.context, data, self.folder)
+        scores = evaluation.evaluate(self.model, task, precision)
         # A model that counted the run's text says nothing of another one.
         return {**scores, "counting_line": None if data else self.config.get("counting_line")}
+
+    def _mark(self, problems: list[str]) -> dict[str, Any]:
+        if self.continues:
+            raise ConfigError(f"{self.folder}: goes on with a text and answers no problems. Leave --problems out.")
+        task: GeneratedTask = self.task  # type: ignore[assignment]
+        rows = [
+            {"problem": problem, "answer": answer, "right": right}
+            for problem, answer, right in zip(
+                problems, self.answers(problems), task.right_answers(problems), strict=True
+            )
+        ]
+        matches = sum(row["answer"] == row["right"] for row in rows)
+        return {"problems": rows, "exact_match": matches / len(rows) if rows else 0.0}
 
 
 def load(folder: str | os.PathLike[str], device: str = "auto") -> Run:
@@ -134,7 +186,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     for key in ("family", "model", "data", "train", "optimizer", "schedule"):
         if not isinstance(config.get(key), str if key == "family" else dict):
             raise RunError(f"{path}: damaged, it has no {key!r}.")
-    for key in ("files", "validation", "encoding", "fraction", "fingerprint"):
+    if not isinstance(config.get("task"), dict):
+        config["task"] = {"name": config.get("task", "language")}  # as it was written before there were others
+    text = config["task"].get("name") == LanguageTask.name
+    for key in ("files", "validation", "encoding", "fraction", "fingerprint") if text else ("fingerprint",):
         if key not in config["data"]:
             raise RunError(f"{path}: damaged, its 'data' has no {key!r}.")
     return config

@@ -1,4 +1,5 @@
-"""Settings by table ("model", "train", "optimizer", "schedule"): presets, then TOML files, then `--set`; the last wins.
+"""Settings by table ("task", "model", "train", "optimizer", "schedule"): presets, then TOML files, then `--set`; the
+last wins.
 
 [model]                   handmade train book.txt --set model.layers=6
 layers = 6
@@ -20,6 +21,7 @@ from handmade.errors import ConfigError, DataError, did_you_mean
 from handmade.models import FAMILIES
 from handmade.optimizers import OptimizerConfig
 from handmade.schedules import ScheduleConfig
+from handmade.tasks import LanguageTask, Tables
 from handmade.training import TrainConfig
 
 if sys.version_info >= (3, 11):
@@ -28,8 +30,6 @@ else:
     import tomli as tomllib
 
 VOCABULARY = "the text and its tokenizer decide it."
-
-Tables = dict[str, dict[str, Any]]
 
 
 def classes(family: str) -> dict[str, type[Config]]:
@@ -45,26 +45,28 @@ def classes(family: str) -> dict[str, type[Config]]:
     }
 
 
-def options(family: str) -> dict[str, dict[str, Any]]:
-    """Table -> option -> type, of all that a person may set. Raises ConfigError for an unknown family."""
+def options(family: str, task: type[Config] = LanguageTask.settings) -> dict[str, dict[str, Any]]:
+    """Table -> option -> type, of all that a person may set. `task` is the class of the task's options. Raises
+    ConfigError for an unknown family."""
     return {
         table: {name: kind for name, kind in cls.annotations().items() if name != "vocab_size"}
-        for table, cls in classes(family).items()
+        for table, cls in {**classes(family), "task": task}.items()
     }
 
 
 def merged(*layers: Mapping[str, Mapping[str, Any]]) -> Tables:
     """One set of tables; a later layer's setting wins."""
-    result: Tables = {table: {} for table in ("model", "train", "optimizer", "schedule")}
+    result: Tables = {table: {} for table in ("model", "train", "optimizer", "schedule", "task")}
     for layer in layers:
         for table, values in layer.items():
             result[table].update(values)
     return result
 
 
-def from_words(words: Iterable[str], family: str) -> Tables:
+def from_words(words: Iterable[str], family: str, task: type[Config] = LanguageTask.settings) -> Tables:
     """`table.option=value`, as typed after --set. Raises ConfigError with the nearest option."""
-    known = {f"{table}.{name}": kind for table, kinds in options(family).items() for name, kind in kinds.items()}
+    tables = options(family, task)
+    known = {f"{table}.{name}": kind for table, kinds in tables.items() for name, kind in kinds.items()}
     result = merged()
     for word in words:
         name, equals, value = word.partition("=")
@@ -84,7 +86,7 @@ def from_words(words: Iterable[str], family: str) -> Tables:
     return result
 
 
-def from_file(path: Path, family: str) -> Tables:
+def from_file(path: Path, family: str, task: type[Config] = LanguageTask.settings) -> Tables:
     """The tables of a TOML file. Raises DataError for one that cannot be read, ConfigError for a wrong setting."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -94,7 +96,7 @@ def from_file(path: Path, family: str) -> Tables:
         raise DataError(f"{path}: cannot be read ({problem}).") from None
     except tomllib.TOMLDecodeError as problem:
         raise DataError(f"{path}: not TOML ({problem}).") from None
-    result, known = merged(), options(family)
+    result, known = merged(), options(family, task)
     for table, given in values.items():
         if table not in known:
             near = did_you_mean(table, known) or f" There are {', '.join(f'[{name}]' for name in known)}."
@@ -138,11 +140,14 @@ def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
 def build(family: str, tables: Tables, vocab_size: int) -> tuple[Config, TrainConfig, OptimizerConfig, ScheduleConfig]:
     """The four configs, checked. Raises ConfigError that names an option as it is typed: `model.heads`."""
     given: Tables = {**tables, "model": {**tables["model"], "vocab_size": vocab_size}}
-    made: list[Any] = []
-    for table, cls in classes(family).items():
-        try:
-            made.append(cls.from_dict(given[table]))
-        except ConfigError as problem:
-            raise ConfigError(str(problem).replace(f"{cls.__name__}.", f"{table}.", 1)) from None
+    made: list[Any] = [checked(table, cls, given[table]) for table, cls in classes(family).items()]
     model, train, optimizer, schedule = made
     return model, train, optimizer, schedule
+
+
+def checked(table: str, cls: type[Config], values: Mapping[str, Any]) -> Config:
+    """A config from its table. Raises ConfigError that names an option as it is typed: `model.heads`."""
+    try:
+        return cls.from_dict(values)
+    except ConfigError as problem:
+        raise ConfigError(str(problem).replace(f"{cls.__name__}.", f"{table}.", 1)) from None

@@ -18,6 +18,7 @@ from handmade import attention, planning
 from handmade.attention import Attention, MeanOfPast, record
 from handmade.errors import ConfigError
 from handmade.models.gpt import GPT, GPTConfig, parameter_count
+from handmade.tasks import sizes
 from handmade.training import TrainConfig
 
 VOCAB, CONTEXT, WIDTH = 13, 16, 12
@@ -373,7 +374,7 @@ def test_memory_is_reckoned(changes, precision):
     "asked", [{"mixing": "mean"}, {"residual": False}, {"hidden": 0}, {"score_scale": "none"}, {"score_scale": "width"}]
 )
 def test_what_is_picked_goes_with_what_is_left_out(asked):
-    choice = planning.choose(text_data(), 60.0, torch.device("cpu"), {"model": asked})
+    choice = sizes.choose(text_data(), 60.0, torch.device("cpu"), {"model": asked})
     c = GPTConfig(**{"vocab_size": VOCAB, **choice.tables["model"], **asked})
     assert (c.positions, c.query_key_norm) == (("learned", False) if asked == {"mixing": "mean"} else ("rotary", True))
     assert c.zero_projections == (asked != {"residual": False})

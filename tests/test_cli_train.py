@@ -25,6 +25,7 @@ from handmade import corpora, curve, data, machine, planning, presets, tokenizer
 from handmade.cli import main
 from handmade.cli import train as command
 from handmade.corpora import Corpus
+from handmade.tasks import language, sizes
 
 TEXT = "the cat sat on the mat. a dog ran to the cat!\n" * 30
 TINY = {
@@ -53,7 +54,7 @@ def options(**changes):
 @pytest.fixture(autouse=True)
 def _short_endings(monkeypatch):
     """What comes after training takes longer than these trainings."""
-    monkeypatch.setattr(command, "SAMPLE_TOKENS", 12)
+    monkeypatch.setattr(language, "CLOSING_TOKENS", 12)
     monkeypatch.setattr(curve, "draw", lambda folder: None)
 
 
@@ -287,7 +288,7 @@ def test_another_optimizer_has_its_own_rate(trained):
 
 @pytest.mark.parametrize(("asked", "right"), [({"width": 20}, (2, 20)), ({"heads": 3}, (3, 60)), ({"width": 7}, None)])
 def test_heads_and_width_are_made_to_fit_each_other(trained, refused, monkeypatch, asked, right):
-    monkeypatch.setattr(planning, "SIZES", (planning.Size(1, 2, 64, 16, 4),))
+    monkeypatch.setattr(sizes, "SIZES", (sizes.Size(1, 2, 64, 16, 4),))
     words = options(**{"model_heads": None, "model_width": None, **{f"model_{n}": v for n, v in asked.items()}})
     if right is None:
         assert "rotary" in refused("text.txt", *words)
@@ -328,7 +329,7 @@ def test_stopping_early_is_said(trained):
 
 
 def test_the_sample_begins_without_blank_lines(trained, place, monkeypatch):
-    monkeypatch.setattr(command, "SAMPLE_TOKENS", 60)
+    monkeypatch.setattr(language, "CLOSING_TOKENS", 60)
     (place / "blank.txt").write_text(("\n" * 20 + "a") * 30)
     output = trained("blank.txt", *options(train_steps=60, optimizer_learning_rate=0.05))
     assert "metrics.jsonl, curve.png).\n\na" in output

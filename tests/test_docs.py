@@ -16,6 +16,7 @@ import pytest
 import handmade
 from handmade import cli, presets, settings
 from handmade.models import FAMILIES
+from handmade.tasks import TASKS, LanguageTask
 
 ROOT = Path(__file__).parents[1]
 # log.md tells what was tried: some of it is gone, and rightly so.
@@ -106,7 +107,7 @@ def test_every_command_can_be_called(page: Path, monkeypatch: pytest.MonkeyPatch
 
         @functools.wraps(function)
         def record(*data: Any, **options: Any) -> None:
-            called.append({"command": name, **options})
+            called.append({"command": name, "data": data, **options})
 
         return record
 
@@ -134,8 +135,9 @@ def check_settings(call: dict[str, Any]) -> None:
         return
     preset = presets.find(call["preset"]) if call.get("preset") else None
     family = call.get("model") or "gpt"
+    task = next((TASKS[name] for name in call["data"] if name in TASKS), LanguageTask).settings
     layers = [{name: getattr(preset, name) for name in ("model", "train", "optimizer", "schedule")}] if preset else []
-    settings.build(family, settings.merged(*layers, settings.from_words(call.get("set_") or (), family)), 65)
+    settings.build(family, settings.merged(*layers, settings.from_words(call.get("set_") or (), family, task)), 65)
 
 
 def test_a_command_that_is_wrong_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,16 +169,20 @@ def test_the_table_of_options_is_that_of_the_code() -> None:
 
 
 def test_the_table_has_every_option_of_every_family() -> None:
-    for family in FAMILIES:
-        for table, config in settings.classes(family).items():
-            assert (table, config) in [entry[:2] for entry in options_script().TABLES]
+    tables = [entry for family in FAMILIES for entry in settings.classes(family).items()]
+    tables += [("task", task.settings) for task in (LanguageTask, *TASKS.values())]
+    for entry in tables:
+        assert entry in [shown[:2] for shown in options_script().TABLES]
 
 
 @each_page
 def test_every_option_that_is_named_exists(page: Path) -> None:
     tables = [settings.classes(family) for family in FAMILIES]
     known = {f"{table}.{name}" for one in tables for table, config in one.items() for name in config.annotations()}
-    named = [re.match(r"(?:--set )?((?:train|optimizer|schedule)\.\w+)(?:=|$)", text) for text in quoted(prose(page))]
+    known |= {f"task.{name}" for task in (LanguageTask, *TASKS.values()) for name in task.settings.annotations()}
+    named = [
+        re.match(r"(?:--set )?((?:train|optimizer|schedule|task)\.\w+)(?:=|$)", text) for text in quoted(prose(page))
+    ]
     assert {found[1] for found in named if found} <= known
     settled = [re.match(r"(?:--set )?(model\.\w+)=", text) for text in quoted(prose(page))]
     assert {found[1] for found in settled if found} <= known

@@ -13,13 +13,15 @@ import torch
 from small_runs import CONTEXT, small_gpt, small_trainer, text_data
 from torch._dynamo.exc import TorchDynamoException
 
-from handmade import corpora, data, jobs, machine, planning
+from handmade import corpora, data, jobs, machine, planning, sources
 from handmade.errors import ConfigError, ResourceError
 from handmade.jobs import Request, time_left
 from handmade.models import FAMILIES, BigramConfig, CountingConfig, GPTConfig, MLPConfig, RecurrentConfig
 from handmade.optimizers import OptimizerConfig
 from handmade.rehearsal import Rehearsal
 from handmade.settings import build, merged
+from handmade.tasks import LanguageTask, language, sizes
+from handmade.tasks.language import LanguageConfig
 from handmade.training import TrainConfig, Trainer
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -161,11 +163,11 @@ def test_what_suits_a_cell():
     rates = {}
     for cell in ("rnn", "lstm"):
         asked = merged({"model": {"cell": cell}})
-        tables = merged(planning.usual("recurrent", asked), asked)
+        tables = merged(sizes.usual("recurrent", asked), asked)
         _, train, optimizer, schedule = build("recurrent", tables, 65)
         rates[cell] = optimizer.learning_rate
         assert (train.clip, schedule.name) == (1.0, "cosine")
-    assert rates["rnn"] < rates["lstm"] == planning.usual("recurrent", merged())["optimizer"]["learning_rate"]
+    assert rates["rnn"] < rates["lstm"] == sizes.usual("recurrent", merged())["optimizer"]["learning_rate"]
 
 
 def test_a_loop_over_time_is_not_compiled(tmp_path, monkeypatch):
@@ -281,25 +283,31 @@ def test_the_last_tenth_of_a_large_text_is_not_all_validated_on(tmp_path, monkey
     with open(large, "r+b") as file:
         file.truncate(1_000_000_000)
     said = []
-    for path, fraction in ((small, 0.1), (large, jobs.VALIDATION_AT_MOST / 1e9)):
-        jobs._prepare(Request((str(path),)), [corpora.find(str(path))], None, lambda *line: said.append(line), None)
+    for path, fraction in ((small, 0.1), (large, sources.VALIDATION_AT_MOST / 1e9)):
+        sources.read(
+            Request((str(path),)),
+            [corpora.find(str(path))],
+            LanguageConfig(),
+            None,
+            lambda *line: said.append(line),
+            None,
+        )
         assert asked["fraction"] == pytest.approx(fraction)
     assert [sentence for _, sentence in said if "not 10 %" in sentence] == [
         "validation is the last 0.025 %, not 10 %: enough to tell models apart, and quicker"
     ]
-    jobs._prepare(
-        Request((str(large),), validation=(small,)), [corpora.find(str(large))], None, lambda *line: None, None
-    )
+    request = Request((str(large),), validation=(small,))
+    sources.read(request, [corpora.find(str(large))], LanguageConfig(), None, lambda *line: None, None)
     assert asked["validation"] == [small]
 
 
 def test_of_a_large_text_a_part_is_counted(monkeypatch):
     counted = []
-    monkeypatch.setattr(jobs.evaluation, "line_to_beat", lambda text: counted.append(len(text.train)) or -1e-17)
-    text = dataclasses.replace(text_data(), train=np.zeros(50_000_000, dtype=np.uint8))
-    assert [jobs._line_to_beat(text, seconds) for seconds in (10.0, 120.0, None)] == [0.0, 0.0, 0.0]
+    monkeypatch.setattr(language, "counted", lambda text: counted.append(len(text.train)) or -1e-17)
+    long = LanguageTask(dataclasses.replace(text_data(), train=np.zeros(50_000_000, dtype=np.uint8)))
+    assert [long.line_to_beat(seconds) for seconds in (10.0, 120.0, None)] == [0.0, 0.0, 0.0]
     assert counted == [1_200_000, 2_400_000, 6_000_000]
-    jobs._line_to_beat(text_data(), 10.0)
+    LanguageTask(text_data()).line_to_beat(10.0)
     assert counted[-1] == len(text_data().train)
 
 

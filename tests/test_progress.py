@@ -9,6 +9,7 @@ import sys
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -28,6 +29,7 @@ class Trainer:
     step: int = 0
     compiled: bool = False
     best_loss: float = math.inf
+    task: Any = None
 
     def report(self, step, loss=2.0, scores=None, event=None, speed=6310.4):
         """Go to a step and report it, as the real one does."""

@@ -22,9 +22,15 @@ if TYPE_CHECKING:
 
 # Command -> where its function is, and the line that `handmade --help` says of it.
 COMMANDS = {
-    "train": ("handmade.cli.train:train", "train a model on your text: a file, a folder, or a name like shakespeare"),
-    "sample": ("handmade.cli.sample:sample", "let a trained model write"),
-    "eval": ("handmade.cli.evaluate:evaluate", "loss, perplexity and bits per byte on the whole validation part"),
+    "train": (
+        "handmade.cli.train:train",
+        "train a model on your text (a file, a folder, a name like shakespeare) or a task",
+    ),
+    "sample": ("handmade.cli.sample:sample", "let a trained model write, or answer"),
+    "eval": (
+        "handmade.cli.evaluate:evaluate",
+        "how good it is: loss, perplexity, bits per byte; of a task, right answers",
+    ),
     "ladder": ("handmade.cli.ladder:ladder", "what every idea is worth, from counting letters to today's GPT"),
     "presets": ("handmade.cli.presets:presets", "every preset, with parameters, memory and source"),
 }

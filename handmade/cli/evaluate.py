@@ -1,4 +1,4 @@
-"""`handmade eval RUN`: how good a model is on text it was not trained on."""
+"""`handmade eval RUN`: how good a model is on what it was not trained on."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from handmade.errors import ConfigError
+
 
 def evaluate(
     run: Path,
     /,
     *,
     data: Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)] = (),
+    problems: str | None = None,
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str = "auto",
     json: bool = False,
 ) -> None:
-    """Score the best weights of a run on the whole validation part, every token once.
+    """Score the best weights of a run on all that was kept back to validate on:
+    every token of a text once, every problem of a task.
 
     Parameters
     ----------
@@ -26,6 +30,8 @@ def evaluate(
         The run folder.
     data
         Another text: files, folders, or a name. Its own validation part is scored. By default the run's text.
+    problems
+        Problems for the model of a task, instead: "12+34=, 99+1=".
     precision
         Number type of the matrix products.
     device
@@ -38,30 +44,49 @@ def evaluate(
 
     found = handmade.load(run, device=device)
     machine.find_precision(precision, found.device)
-    scores: dict[str, Any] = found.evaluate(list(data) or None, precision=precision)
-    line = None if found.config["family"] == "counting" else scores["counting_line"]
+    if data and problems is not None:
+        raise ConfigError("--data is for texts and --problems for tasks. Leave one of the two out.")
+    asked = None if problems is None else [text.strip() for text in problems.split(",") if text.strip()]
+    if asked == []:
+        raise ConfigError(f"--problems {problems!r}: names none. They look like this: {found.task.example}")
+    scores: dict[str, Any] = found.evaluate(list(data) or None, precision=precision, problems=asked)
     if json:
         print(json_module.dumps({**scores, "precision": precision}, indent=2))
-        return
-    text = data or named(found.config["data"])
-    print(describe(f"{run} on {', '.join(text)}", scores, line, precision))
+    elif asked is not None:
+        print("\n".join(marked(scores)))
+    else:
+        line = None if found.config["family"] == "counting" else scores["counting_line"]
+        print(describe(f"{run} on {', '.join(data or named(found.config))}", found.task.tell(scores), scores, line))
 
 
-def named(record: dict[str, Any]) -> list[str]:
-    """What the text of a run was called."""
+def named(config: dict[str, Any]) -> list[str]:
+    """What the text or the task of a run was called."""
+    record = config["data"]
+    if "files" not in record:
+        return [config["task"]["name"]]
     return [record["corpus"]] if record.get("corpus") else list(record["files"])
 
 
-def describe(title: str, scores: dict[str, Any], line: float | None, precision: str) -> str:
+def marked(scores: dict[str, Any]) -> list[str]:
+    """The problems that were given, a line each, and how many are right."""
+    rows = scores["problems"]
+    lines = []
+    for row in rows:
+        verdict = "right" if row["answer"] == row["right"] else f"wrong, it is {row['right']}"
+        lines.append(f"{row['problem']} {row['answer']:10} {verdict}")
+    return [*lines, f"{sum(row['answer'] == row['right'] for row in rows)} of {len(rows)} right"]
+
+
+def describe(title: str, told: list[tuple[str, str]], scores: dict[str, Any], line: float | None) -> str:
     """The figures for a person."""
-    rows = [
-        ("validation", f"{scores['val_loss']:.4f} nats a token, {precision}, all {scores['tokens']:,} tokens"),
-        ("perplexity", f"{scores['perplexity']:,.2f}"),
-        ("bits per byte", f"{scores['bits_per_byte']:.4f}"),
-    ]
+    rows = list(told)
     if line is not None:
         distance = scores["val_loss"] - line
         rows.append(
             ("to beat", f"{line:.4f} by counting: {abs(distance):.4f} {'below' if distance < 0 else 'above'} it")
         )
-    return "\n".join([title, *(f"  {name:15}{text}" for name, text in rows)])
+    lines = [title]
+    for name, text in rows:
+        first, *more = text.splitlines() or [""]
+        lines += [f"  {name:15}{first}", *(f"  {'':15}{other}".rstrip() for other in more)]
+    return "\n".join(lines)

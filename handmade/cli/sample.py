@@ -72,12 +72,13 @@ def sample(
     prompt: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True, show_default=False)] = (),
     options: SampleOptions = DEFAULTS,
 ) -> None:
-    """Let the model of a run write.
+    """Let the model of a run write; that of a task answers.
 
     A text is its prompt and how the model goes on; a line of three dashes
     stands between two. Without --prompt, prompts are asked for line by line
     (Ctrl-C ends a text, Ctrl-D leaves). Piped in, each line of standard input
     is a prompt. With an empty prompt the model begins by itself.
+    The model of a task takes problems and writes an answer in a line each.
 
     Parameters
     ----------
@@ -87,6 +88,8 @@ def sample(
         What the text begins with. May be given several times. \\n is a line break, \\t a tab, \\\\ a backslash.
     """
     writer = Writer(run, options)
+    if not writer.run.continues:
+        writer = Answerer(writer.run, options)
     if prompt:
         writer.write([unescape(text) for text in prompt])
     elif sys.stdin.isatty():
@@ -95,8 +98,8 @@ def sample(
         for number, line in enumerate(piped_lines(), 1):
             try:
                 writer.write([line])
-            except TokenizerError as problem:
-                raise TokenizerError(f"standard input, line {number}: {problem}") from None
+            except (ConfigError, TokenizerError) as problem:
+                raise type(problem)(f"standard input, line {number}: {problem}") from None
         if not writer.texts:
             writer.write([""])
 
@@ -179,6 +182,30 @@ class Writer:
         """End the last line of a text."""
         if not last.endswith("\n"):
             self.put("\n")
+
+
+class Answerer(Writer):
+    """Writes the answers to problems, a line each: what is likeliest, so that there is nothing to draw."""
+
+    def __init__(self, run: Run, options: SampleOptions) -> None:
+        other = [
+            f"--{name.replace('_', '-')}"
+            for name, value in vars(options).items()
+            if name != "device" and value != getattr(DEFAULTS, name)
+        ]
+        if other:
+            raise ConfigError(f"{', '.join(other)}: {run.task.name} answers what is likeliest. Leave it out.")
+        self.run, self.options = run, options
+        self.terminal = sys.stdout.isatty()
+        self.texts = 0
+
+    def write(self, prompts: list[str]) -> None:
+        """Raises ConfigError for what is no problem of the task, before anything is written."""
+        if prompts == [""]:
+            raise ConfigError(f"{self.run.task.name} needs a problem, such as {self.run.task.example}")
+        for answer in self.run.answers(prompts):
+            self.put(answer + "\n")
+            self.texts += 1
 
 
 def converse(writer: Writer) -> None:

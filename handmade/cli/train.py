@@ -1,4 +1,4 @@
-"""`handmade train DATA`: a model of your text."""
+"""`handmade train DATA`: a model of your text, or one that learns a task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -35,7 +35,7 @@ def train(
     encoding: str | None = None,
     device: str | None = None,
 ) -> int:
-    """Train a model on your text.
+    """Train a model on your text, or on a task.
 
     Without settings it takes five minutes, picks tokenizer, model size and
     schedule for the text and this machine, says what and why, stops early when
@@ -45,6 +45,7 @@ def train(
     ----------
     data
         A text file, several, a folder of them, or a corpus by name: shakespeare.
+        Or a task by name: addition, expression, sort. A file of that name wins.
     minutes
         Time for all of it. The number of steps follows, by measuring this machine.
     preset
@@ -52,7 +53,7 @@ def train(
     set_
         One setting: --set model.layers=6. May be given several times.
     config
-        A TOML file of settings, in tables [model] [train] [optimizer] [schedule].
+        A TOML file of settings, in tables [task] [model] [train] [optimizer] [schedule].
     model
         gpt (the usual), recurrent, mlp, bigram or counting.
     from_
@@ -198,12 +199,14 @@ def finish(job: Job) -> None:
             when = below_at(job)
             against = f", {'below' if best < job.line else 'not below'} the counting line of {job.line:.3f}"
             against += f" after {planning.minutes(when)} of training" if when is not None else ""
+        headline = job.task.headline(best_scores(job.folder, job.trainer.best_step))
+        against += f", {headline}" if headline else ""
         print(f"\nvalidation {best:.3f}{against}. Saved in {job.folder} (model, metrics.jsonl, curve.png).")
         if job.trainer.turned:
             print(f"Stopped early: it was best at step {job.trainer.best_step:,}. The weights of that step were kept.")
         print()
     show_sample(job)
-    print(f'\ntry: handmade sample {quoted(job.folder)} --prompt "..."')
+    print(f'\ntry: handmade sample {quoted(job.folder)} --prompt "{job.task.example}"')
 
 
 def quoted(folder: Path) -> str:
@@ -222,19 +225,27 @@ def below_at(job: Job) -> float | None:
     return None
 
 
-SAMPLE_TOKENS = 300
+def best_scores(folder: Path, step: int) -> dict[str, Any]:
+    """What was measured when the best weights were kept; empty where that is not in the folder."""
+    from handmade import checkpoint, curve
+
+    lines = curve.read_metrics(folder / checkpoint.METRICS)
+    found = [line for line in lines if line.get("val_loss") is not None and line["step"] == step]
+    return found[-1] if found else {}
+
+
 SAMPLE_SECONDS = 5.0  # a sample ends here at the latest: a large model on a slow machine has written enough
 
 
 def show_sample(job: Job) -> None:
-    """What the model writes by itself, drawn with a fixed seed; blank lines that it begins with are left out."""
+    """What the model shows of itself; blank lines that it begins with are left out."""
     from handmade.cli.sample import SampleOptions, Writer
 
     began = time.perf_counter()
     device = str(job.trainer.device) if job.trainer else "cpu"
     writer = Writer(job.folder, SampleOptions(device=device))
     last = ""
-    for piece in writer.run.stream(tokens=SAMPLE_TOKENS, temperature=0.8, seed=0):
+    for piece in job.task.closing(writer.run.model):
         last = writer.put(piece if last else piece.lstrip("\n")) or last
         if time.perf_counter() - began > SAMPLE_SECONDS:
             break

@@ -137,7 +137,7 @@ def train(order: Order, stopped: Callable[[], bool]) -> dict[str, Any]:
         "parameters": parameter_count(trainer.model),
         "tokens": trainer.tokens,
         "steps": trainer.step,
-        "train_seconds": round(trainer.train_seconds, 3),
+        "train_seconds": round(trainer.train_seconds, 5),
         "tokens_per_second": round(trainer.tokens / trainer.train_seconds, 1),
         "sample": sample(trainer.model, order),
     }

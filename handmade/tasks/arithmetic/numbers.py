@@ -1,0 +1,420 @@
+"""Addition, subtraction, multiplication and modular addition of whole numbers, digit by digit.
+
+    12+34=46        the answer forwards: its first digit hangs on carries that come from its last
+    12+34=64        reversed: each digit needs its own column and one carry, so a step at a time is enough
+    12+34=640       and padded: every answer has the same length, so where a digit stands says what it is worth
+    1234640         digits only: what stands where is known, so signs say nothing
+
+What a person types and reads is always the first: `12+34=` and `46`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from handmade.tasks.arithmetic.problems import ProblemConfig
+from handmade.tasks.arithmetic.strings import DIGITS, HOLE, constant, digit_columns, digit_count, joined
+from handmade.tasks.arithmetic.task import ArithmeticTask
+
+SHARED = "+*=()" + DIGITS
+"""The tokens of all tasks of plain arithmetic, expressions too: with padding and end 17."""
+LONGER_PROBLEMS = 200  # of each length that was not trained on
+
+
+@dataclass(frozen=True)
+class NumberConfig(ProblemConfig):
+    """How numbers are written."""
+
+    digits: int = 2
+    """Of the largest operand; a smaller number has fewer."""
+    lengths: Literal["natural", "even"] = "natural"
+    """"natural": every number is as likely, so nearly all have as many digits as they may. "even": every number of
+    digits is as likely."""
+    reversed: bool = True
+    """Write the answer from its last digit to its first, in the order in which it is worked out by hand."""
+    padded: bool = True
+    """Write zeros before a number, so that all operands have one length, and all answers."""
+    operators: bool = True
+    """Write the operator and the equals sign; without them the digits alone, which have to be padded."""
+    tokens: Literal["own", "shared"] = "own"
+    """"own": the characters of the task. "shared": the 17 of all plain arithmetic, which the fixed-window models were
+    published with."""
+
+    most_digits: ClassVar[int] = 17  # 64 bits hold 18, and an answer has one more
+
+    def check(self) -> None:
+        super().check()
+        most = self.most_digits
+        self.require("digits", 1 <= self.digits <= most, f"from 1 to {most}: an answer has to fit 64 bits")
+        if not self.operators:
+            self.require("padded", self.padded, "true without operators: nothing else tells two numbers apart")
+
+
+class NumberTask(ArithmeticTask):
+    """Problems of a few whole numbers with an operator between them."""
+
+    settings: ClassVar[type[ProblemConfig]] = NumberConfig
+    sign: ClassVar[str]
+    """The operator."""
+
+    # ----------------------------------------------------------------------------------------------------------
+    # What an operation says
+
+    def result(self, problems: np.ndarray) -> np.ndarray:
+        """Shapes: (N, operands) -> (N,)."""
+        raise NotImplementedError
+
+    @property
+    def operands(self) -> int:
+        return 2
+
+    @property
+    def below(self) -> int:
+        """Operands are smaller than this."""
+        return 10**self.config.digits
+
+    @property
+    def answer_width(self) -> int:
+        """Digits of the largest answer."""
+        raise NotImplementedError
+
+    # ----------------------------------------------------------------------------------------------------------
+    # Problems
+
+    def vocabulary(self) -> str:
+        if self.config.tokens == "shared":
+            return SHARED
+        return (f"{self.sign}=" if self.config.operators else "") + DIGITS
+
+    def count(self) -> int:
+        return self.below**self.operands
+
+    def enumerate(self) -> np.ndarray:
+        every = np.arange(self.count(), dtype=np.int64)
+        return np.stack([every // self.below**place % self.below for place in reversed(range(self.operands))], axis=1)
+
+    def draw(self, count: int, random: np.random.Generator) -> np.ndarray:
+        if self.config.lengths == "natural":
+            return random.integers(0, self.below, (count, self.operands))
+        # One number of digits for the whole problem: that of its longest operand.
+        digits = random.integers(1, self.config.digits + 1, count)
+        return self.of_length(digits, random)
+
+    def of_length(self, digits: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Problems whose longest operand has so many digits. Shapes: (N,) -> (N, operands)."""
+        problems = random.integers(0, 10 ** digits[:, None], (len(digits), self.operands))
+        one = random.integers(0, self.operands, len(digits))
+        lowest = np.where(digits == 1, 0, 10 ** (digits - 1))
+        problems[np.arange(len(digits)), one] = random.integers(lowest, 10**digits)
+        return np.minimum(problems, self.below - 1) if self.below < 10**self.config.digits else problems
+
+    def kin(self, problems: np.ndarray) -> np.ndarray | None:
+        """With twins together, the operands in order: a + b and b + a are kin."""
+        return np.sort(problems, axis=1) if getattr(self.config, "twins", "apart") == "together" else None
+
+    def kin_spare(self, train: int) -> int:
+        if getattr(self.config, "twins", "apart") == "apart":
+            return 0
+        return int(np.prod(np.arange(1, self.operands + 1))) - 1
+
+    # ----------------------------------------------------------------------------------------------------------
+    # Rows
+
+    def width(self, problems: np.ndarray) -> int:
+        """Digits of an operand as it is written."""
+        return max(self.config.digits, int(digit_count(problems.max(initial=0, keepdims=True).reshape(1))[0]))
+
+    def token(self, character: str) -> int:
+        return int(self.tokenizer.encode(character)[0])
+
+    def questions(self, problems: np.ndarray) -> np.ndarray:
+        c, rows = self.config, len(problems)
+        width, zero = self.width(problems), self.token("0")
+        parts: list[np.ndarray] = []
+        for place in range(problems.shape[1]):
+            if place and c.operators:
+                parts.append(constant(self.token(self.sign), rows))
+            parts.append(digit_columns(problems[:, place], width, zero, c.padded))
+        if c.operators:
+            parts.append(constant(self.token("="), rows))
+        return joined(parts)
+
+    def solutions(self, problems: np.ndarray) -> np.ndarray:
+        columns = digit_columns(
+            self.result(problems), self.solution_width(problems), self.token("0"), self.config.padded
+        )
+        return columns[:, ::-1] if self.config.reversed else columns
+
+    def solution_width(self, problems: np.ndarray) -> int:
+        """Digits of an answer as it is written: those of the largest, also of problems longer than the task's."""
+        return self.answer_width + (self.width(problems) - self.config.digits)
+
+    # ----------------------------------------------------------------------------------------------------------
+    # For a person
+
+    @property
+    def example(self) -> str:
+        return self.sign.join(map(str, self.split.test[0].tolist())) + "="
+
+    def parse(self, prompt: str) -> list[int]:
+        c = self.config
+        words = prompt.removesuffix("=").split(self.sign)
+        if len(words) == 1 and not c.operators and len(words[0]) == c.digits * self.operands:
+            words = [words[0][start : start + c.digits] for start in range(0, len(words[0]), c.digits)]
+        if len(words) != self.operands or not all(re.fullmatch("[0-9]{1,40}", word) for word in words):
+            raise self.not_one(prompt)
+        numbers = [int(word) for word in words]
+        if max(numbers) >= 10**c.most_digits:
+            raise self.not_one(prompt, f", which holds numbers of up to {c.most_digits} digits")
+        return numbers
+
+    def shown(self, written: str) -> str:
+        text = written[::-1] if self.config.reversed else written
+        sign, digits = ("-", text[1:]) if text.startswith("-") else ("", text)
+        return sign + (digits.lstrip("0") or "0" if digits.isdigit() else digits)
+
+    def groups(self, problems: np.ndarray) -> dict[str, tuple[np.ndarray, list[str]]]:
+        most = digit_count(problems.max(1))
+        names = [plural(count, "digit") for count in range(1, int(most.max(initial=1)) + 1)]
+        largest = problems.max(1)
+        limit = max(1, int(largest.max(initial=0)) + 1)
+        thirds = np.minimum(2, 3 * (largest / limit)).astype(int)
+        return {"longest operand": (most - 1, names), "largest operand": (thirds, ["small", "middle", "large"])}
+
+    def longer(self) -> Iterator[tuple[str, ArithmeticTask, np.ndarray]]:
+        """Problems of one digit more, up to twice as many."""
+        c = self.config
+        for digits in range(c.digits + 1, min(2 * c.digits, c.most_digits) + 1):
+            random = np.random.default_rng((c.seed, digits))
+            longer = object.__new__(type(self))  # what writes them, without problems of its own
+            longer.config, longer.tokenizer = c.replace(digits=digits, train_problems=None), self.tokenizer
+            yield plural(digits, "digit"), longer, longer.of_length(np.full(LONGER_PROBLEMS, digits), random)
+
+
+def plural(count: int, word: str) -> str:
+    """
+    >>> plural(1, "digit"), plural(2, "digit")
+    ('1 digit', '2 digits')
+    """
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+# --------------------------------------------------------------------------------------------------------------
+# The four
+
+
+@dataclass(frozen=True)
+class AdditionConfig(NumberConfig):
+    """Which sums there are, and how they are written."""
+
+    operands: int = 2
+    """Numbers that are added."""
+    twins: Literal["apart", "together"] = "apart"
+    """Sums of the same numbers in another order. "apart": each for itself, as published, so that one may be trained on
+    and the other tested. "together": all on one side."""
+
+    def check(self) -> None:
+        super().check()
+        self.require("operands", 2 <= self.operands <= 9, "from 2 to 9")
+
+
+class Addition(NumberTask):
+    """Sums of `operands` numbers of up to `digits` digits.
+
+        12+34=640     as it is set out at first: padded, the answer reversed
+        12+34=046     reversed=false
+        12+34=64      padded=false
+        1234640       operators=false
+        5+12+7=42     operands=3, padded=false: 24 reversed
+
+    Reversed, because a carry goes from the last digit to the first: written forwards, the first digit of 99+1=100 can
+    only be known when the whole sum is. Padded, because then the k-th token of the answer is always worth the same.
+    Two digits make 10,000 problems, of which 2,500 are trained on and 7,500 tested: a model that learns them by heart
+    gets the 7,500 wrong.
+    Source: minGPT's adder has the same trick of the reversed answer; Lee et al. 2023, section 4 (arXiv:2307.03381),
+    compares the formats.
+    """
+
+    name = "addition"
+    settings: ClassVar[type[ProblemConfig]] = AdditionConfig
+    sign = "+"
+
+    @property
+    def operands(self) -> int:
+        return self.config.operands
+
+    def result(self, problems: np.ndarray) -> np.ndarray:
+        return problems.sum(1)
+
+    @property
+    def answer_width(self) -> int:
+        return len(str(self.operands * (self.below - 1)))
+
+    def groups(self, problems: np.ndarray) -> dict[str, tuple[np.ndarray, list[str]]]:
+        carried = carries(problems)
+        names = [
+            plural(count, "carry").replace("carrys", "carries") for count in range(int(carried.max(initial=0)) + 1)
+        ]
+        return {"carries": (carried, names), **super().groups(problems)}
+
+
+def carries(problems: np.ndarray) -> np.ndarray:
+    """In how many columns something is carried when the numbers are added by hand. Shapes: (N, operands) -> (N,)."""
+    carry = count = np.zeros(len(problems), dtype=np.int64)
+    for place in range(18):
+        carry = ((problems // 10**place % 10).sum(1) + carry) // 10
+        count = count + (carry > 0)
+    return count
+
+
+@dataclass(frozen=True)
+class SubtractionConfig(NumberConfig):
+    """Which differences there are, and how they are written."""
+
+
+class Subtraction(NumberTask):
+    """Differences of two numbers, negative ones too.
+
+        34-12=22      forwards: reversed=false
+        12-34=-22     the minus sign stands where it is read: before the digits, or reversed behind them (22-)
+
+    The sign is the hardest: it hangs on which number is larger, which the first digits decide. Reversed it comes last,
+    when all borrowing is done.
+    """
+
+    name = "subtraction"
+    settings: ClassVar[type[ProblemConfig]] = SubtractionConfig
+    sign = "-"
+
+    def vocabulary(self) -> str:
+        own = super().vocabulary()
+        return own if "-" in own else "-" + own  # for the sign of an answer
+
+    def result(self, problems: np.ndarray) -> np.ndarray:
+        return problems[:, 0] - problems[:, 1]
+
+    @property
+    def answer_width(self) -> int:
+        return self.config.digits
+
+    def solutions(self, problems: np.ndarray) -> np.ndarray:
+        result = self.result(problems)
+        digits = digit_columns(abs(result), self.solution_width(problems), self.token("0"), self.config.padded)
+        sign = np.where(result < 0, self.token("-"), HOLE).astype(np.uint8)[:, None]
+        columns = joined([sign, digits])
+        return columns[:, ::-1] if self.config.reversed else columns
+
+    def groups(self, problems: np.ndarray) -> dict[str, tuple[np.ndarray, list[str]]]:
+        signs = (self.result(problems) < 0).astype(int)
+        return {"sign": (signs, ["0 or more", "negative"]), **super().groups(problems)}
+
+
+@dataclass(frozen=True)
+class MultiplicationConfig(NumberConfig):
+    """Which products there are, and how they are written."""
+
+    twins: Literal["apart", "together"] = "apart"
+    """Products of the same numbers in another order: each for itself, or all on one side."""
+
+    most_digits: ClassVar[int] = 9
+
+
+class Multiplication(NumberTask):
+    """Products of two numbers.
+
+        12*34=408     forwards: reversed=false, padded=false
+        12*34=8040    as it is set out at first: padded to 2 * digits, reversed (0408)
+
+    Much harder than addition: a digit of the answer hangs on many pairs of digits, and a small model has no room to
+    write down what is in between. Three quarters are trained on.
+    """
+
+    name = "multiplication"
+    settings: ClassVar[type[ProblemConfig]] = MultiplicationConfig
+    sign = "*"
+    part = 0.75
+
+    def result(self, problems: np.ndarray) -> np.ndarray:
+        return problems.prod(1)
+
+    @property
+    def answer_width(self) -> int:
+        return 2 * self.config.digits
+
+    def solution_width(self, problems: np.ndarray) -> int:
+        return 2 * self.width(problems)
+
+
+@dataclass(frozen=True)
+class ModularConfig(ProblemConfig):
+    """Which sums there are."""
+
+    modulus: int = 97
+    """The sum is what is left when it is divided by this. A prime in the paper."""
+    reversed: bool = False
+    """Write the answer from its last digit to its first."""
+    padded: bool = True
+    """Write zeros before a number, so that all have one length."""
+    twins: Literal["apart", "together"] = "apart"
+    """Sums of the same numbers in another order: each for itself, or all on one side."""
+
+    lengths: ClassVar[str] = "natural"
+    operators: ClassVar[bool] = True
+    tokens: ClassVar[str] = "own"
+    most_digits: ClassVar[int] = 9
+
+    def check(self) -> None:
+        super().check()
+        self.require("modulus", 2 <= self.modulus <= 10_000, "from 2 to 10,000")
+
+
+class Modular(NumberTask):
+    """Addition modulo a number, the set-up in which grokking was found.
+
+        50+60=13      modulo 97: 110 - 97
+
+    A model knows the training half by heart long before it has an idea of the other half; with weight decay and
+    patience, all at once it understands: watch `exact_match` rise after `train_exact_match` is at 1. There a number is
+    one token; here it is its digits, and the model has to learn what a number is too.
+    Source: Power et al. 2022, section 3.1 (arXiv:2201.02177).
+    """
+
+    name = "modular"
+    settings: ClassVar[type[ProblemConfig]] = ModularConfig
+    sign = "+"
+    part = 0.5
+
+    @property
+    def below(self) -> int:
+        return self.config.modulus
+
+    @property
+    def answer_width(self) -> int:
+        return len(str(self.config.modulus - 1))
+
+    def width(self, problems: np.ndarray) -> int:
+        return self.answer_width
+
+    def solution_width(self, problems: np.ndarray) -> int:
+        return self.answer_width
+
+    def result(self, problems: np.ndarray) -> np.ndarray:
+        return problems.sum(1) % self.config.modulus
+
+    def parse(self, prompt: str) -> list[int]:
+        numbers = super().parse(prompt)
+        if max(numbers) >= self.config.modulus:
+            raise self.not_one(prompt, f" {self.config.modulus}: its numbers are smaller than that")
+        return numbers
+
+    def groups(self, problems: np.ndarray) -> dict[str, tuple[np.ndarray, list[str]]]:
+        over = (problems.sum(1) >= self.config.modulus).astype(int)
+        return {"sum": (over, ["below the modulus", "wrapped round"]), **super().groups(problems)}
+
+    def longer(self) -> Iterator[tuple[str, ArithmeticTask, np.ndarray]]:
+        return iter(())  # there is nothing longer

@@ -1,0 +1,433 @@
+"""What all tasks with problems and right answers have in common: rows, batches, the loss, the score, answers.
+
+A task is a class that says what its problems are, how they are written, and how a person's prompt is read
+(`ArithmeticTask`, the methods under "what a task says"); all else is here.
+
+N problems, B rows of a batch, L tokens of the longest row, T = L - 1 of its inputs, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from handmade.errors import ConfigError
+from handmade.generation import greedy
+from handmade.layers import cross_entropy
+from handmade.tasks.arithmetic import reports
+from handmade.tasks.arithmetic.problems import ProblemConfig, Split, distinct, take
+from handmade.tasks.arithmetic.strings import END, END_ID, PAD, constant, joined, packed
+from handmade.tasks.base import Batch, Choice, GeneratedTask, Say, Tables
+from handmade.tasks.sizes import Size, fitting_heads, fitting_parts
+from handmade.tokenizers import CharTokenizer
+
+ENUMERATED = 2_000_000  # problems that are all written down before some are drawn; of more, some are drawn at once
+TEST_AT_MOST = 50_000  # problems, where a person does not say
+SCORED_WHILE_TRAINING = 10_000  # test problems; `evaluate` takes all
+TRAIN_SCORED = 1_000  # training problems that are scored too, to tell learning by heart from learning
+SCORED_AT_ONCE = 16_384  # tokens of one evaluation batch
+DECODED_AT_ONCE = 2_048  # rows
+IGNORED = -100
+
+
+class ArithmeticTask(GeneratedTask):
+    """Answer problems that have one right answer.
+
+    A row is a question, its answer and an end, as the model reads them from left to right. Only the answer and the
+    end are scored: a question cannot be foreseen.
+    """
+
+    settings: ClassVar[type[ProblemConfig]] = ProblemConfig
+    family = "gpt"
+    patience: ClassVar[int | None] = None  # what is learnt by heart first may be understood later
+    continues = False
+
+    characters: ClassVar[str]
+    """The vocabulary, after padding and end."""
+    part: ClassVar[float] = 0.25
+    """Of all problems, to train on; at most `most_train`."""
+    most_train: ClassVar[int] = 10_000
+    shape: ClassVar[dict[str, Any]] = {"layers": 2, "heads": 4, "width": 64}
+    """Of the GPT that learns it in seconds."""
+
+    def __init__(self, config: Any = None) -> None:
+        self.config: Any = self.settings() if config is None else config
+        self.tokenizer = CharTokenizer(PAD + END + self.vocabulary())
+        self.split = self._split()
+        self.train, self.test = self._rows(self.split.train), self._rows(self.split.test)
+        self.seen = self.train[:TRAIN_SCORED]
+
+    # ----------------------------------------------------------------------------------------------------------
+    # What a task says
+
+    def vocabulary(self) -> str:
+        """Its characters, without padding and end."""
+        return self.characters
+
+    def count(self) -> int:
+        """How many problems there are."""
+        raise NotImplementedError
+
+    def enumerate(self) -> np.ndarray:
+        """All problems. Shapes: -> (N, columns), distinct rows of whole numbers."""
+        raise NotImplementedError
+
+    def draw(self, count: int, random: np.random.Generator) -> np.ndarray:
+        """Problems, with repetition. Shapes: -> (count, columns)."""
+        raise NotImplementedError
+
+    def kin(self, problems: np.ndarray) -> np.ndarray | None:
+        """Equal rows for problems that have to be on one side. None: each stands by itself."""
+        return None
+
+    def questions(self, problems: np.ndarray) -> np.ndarray:
+        """Shapes: (N, columns) -> (N, L) tokens, with holes."""
+        raise NotImplementedError
+
+    def solutions(self, problems: np.ndarray) -> np.ndarray:
+        """The right answers, as the model writes them. Shapes: (N, columns) -> (N, L) tokens, with holes."""
+        raise NotImplementedError
+
+    def parse(self, prompt: str) -> list[int]:
+        """The problem that a person means. Raises ConfigError where it is none."""
+        raise NotImplementedError
+
+    def shown(self, written: str) -> str:
+        """What the model wrote, as a person reads it."""
+        return written
+
+    def groups(self, problems: np.ndarray) -> dict[str, tuple[np.ndarray, list[str]]]:
+        """Kinds of problems, to see which are hard: title -> (the group of each problem, the groups' names)."""
+        raise NotImplementedError
+
+    def longer(self) -> Iterator[tuple[str, ArithmeticTask, np.ndarray]]:
+        """Problems longer than any that was trained on: name, a task that writes them, the problems."""
+        return iter(())
+
+    # ----------------------------------------------------------------------------------------------------------
+    # Problems and rows
+
+    def _split(self) -> Split:
+        config: ProblemConfig = self.config
+        random, total = np.random.default_rng(config.seed), self.count()
+        train = config.train_problems or max(1, min(self.most_train, int(self.part * total)))
+        test = config.test_problems or max(1, min(TEST_AT_MOST, total - train))
+        most = f"there are {total:,}"
+        if total <= ENUMERATED:
+            problems = self.enumerate()
+            kin = self.kin(problems)
+            if config.test_problems is None and kin is not None:
+                test = max(1, test - self.kin_spare(train))
+            return take(problems, kin, train, test, random, most)
+        # A few more than are needed: of a family that is cut at the border, the rest is on no side.
+        problems = distinct(lambda count: self.draw(count, random), train + test + self.kin_spare(train))
+        if len(problems) < train + test:
+            most = f"{len(problems):,} were found"
+        return take(problems, self.kin(problems), train, test, random, most)
+
+    def kin_spare(self, train: int) -> int:
+        """Problems that may be lost at the border between the sides."""
+        return 0
+
+    def _rows(self, problems: np.ndarray) -> Rows:
+        return Rows.of(self.questions(problems), self.solutions(problems))
+
+    @functools.cached_property
+    def context(self) -> int:
+        """Tokens of the longest row, without its last, which is only told."""
+        return max(self.train.inputs.shape[1], self.test.inputs.shape[1])
+
+    def fingerprint(self) -> str:
+        """sha256 over both sides, as they are written."""
+        digest = hashlib.sha256()
+        for rows in (self.train, self.test):
+            digest.update(repr(rows.inputs.shape).encode())
+            digest.update(rows.inputs.numpy().tobytes())
+            digest.update(rows.targets.numpy().tobytes())
+        return digest.hexdigest()
+
+    # ----------------------------------------------------------------------------------------------------------
+    # What the trainer asks for
+
+    def batch(self, rows: int, generator: torch.Generator) -> Batch:
+        """`rows` training problems, each as likely as any other, with repetition. Shapes: (rows, T) each."""
+        return self.train.batch(torch.randint(len(self.train), (rows,), generator=generator))
+
+    def logits(self, model: Any, batch: Batch) -> Tensor:
+        """Shapes: (B, T, V)."""
+        return model(batch.inputs)
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The sum over the scored targets, in nats."""
+        return cross_entropy(logits, batch.targets, reduction="sum")
+
+    def score(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """On test problems: `val_loss` in nats a scored token, `exact_match`, the part of problems that are answered
+        right as a whole, and `token_accuracy`, that of tokens foreseen when all before them are right. On training
+        problems `train_exact_match`.
+
+        No answer is decoded for it. The likeliest token at every place of the right answer is right, with the right
+        answer before it, exactly where greedy decoding writes the right answer: by induction, decoding has the right
+        answer behind it at every place. So one pass over the rows tells the same.
+        """
+        test = self.passed(model, self.test[:SCORED_WHILE_TRAINING], device)
+        seen = self.passed(model, self.seen, device)
+        return {
+            "val_loss": test["loss"],
+            "exact_match": test["exact"],
+            "token_accuracy": test["tokens"],
+            "train_exact_match": seen["exact"],
+        }
+
+    def passed(self, model: nn.Module, rows: Rows, device: torch.device) -> dict[str, float]:
+        """Loss a scored token, exact matches and right tokens of one pass over rows."""
+        loss, scored, right_tokens, right_rows = 0.0, 0, 0, 0
+        for batch in rows.walk():
+            batch = batch.to(device)
+            logits = self.logits(model, batch)
+            loss += float(cross_entropy(logits, batch.targets, reduction="sum"))
+            ignored = batch.targets == IGNORED
+            right = logits.max(-1).indices == batch.targets
+            scored += int((~ignored).sum())
+            right_tokens += int(right.sum())
+            right_rows += int((right | ignored).all(1).sum())
+        return {
+            "loss": loss / max(1, scored),
+            "tokens": right_tokens / max(1, scored),
+            "exact": right_rows / max(1, len(rows)),
+        }
+
+    def answer(self, model: nn.Module, prompt: str, **options: Any) -> str:
+        """The answer to one problem."""
+        return self.answers(model, [prompt])[0]
+
+    # ----------------------------------------------------------------------------------------------------------
+    # What the command line asks for
+
+    def walk(self) -> Iterator[Batch]:
+        yield from self.test[:SCORED_WHILE_TRAINING].walk()
+        yield from self.seen.walk()
+
+    @property
+    def positions(self) -> int:
+        return self.test[:SCORED_WHILE_TRAINING].inputs.numel() + self.seen.inputs.numel()
+
+    @classmethod
+    def refusal(cls, family: str) -> str:
+        if family == "counting":
+            return f"a counting model counts a text, and {cls.name} has none."
+        return ""
+
+    @classmethod
+    def candidates(cls, config: Any, family: str, asked: Mapping[str, Mapping[str, Any]]) -> list[Tables]:
+        """The one that there is."""
+        return [cls.suggested(family, asked)]
+
+    @classmethod
+    def suggested(cls, family: str, asked: Mapping[str, Mapping[str, Any]]) -> Tables:
+        """Settings for a model of this family. The shape that is `asked` for stays, and heads and width fit."""
+        if family == "gpt":
+            wanted = asked.get("model", {})
+            size = Size(**cls.shape, context=1, batch=1)
+            fitting = {**fitting_heads(size, wanted), **fitting_parts(wanted)[0]}
+            return {
+                "model": {**MODEL, **cls.shape, **fitting},
+                "train": dict(TRAIN),
+                "optimizer": dict(OPTIMIZER),
+                "schedule": dict(SCHEDULE),
+            }
+        return {"train": dict(TRAIN), "optimizer": {"learning_rate": 0.003}, "schedule": {"warmup": 0.02}}
+
+    def choose(
+        self, family: str, seconds: float, device: torch.device, asked: Mapping[str, Mapping[str, Any]]
+    ) -> Choice:
+        tables = self.suggested(family, asked)
+        if family == "gpt":
+            tables["model"]["context"] = self.context
+        return Choice(tables, [f"what learns {self.name} fastest: docs/log.md has what was tried"])
+
+    def fitted(self, context: int | None, say: Say) -> tuple[ArithmeticTask, int]:
+        """Raises ConfigError for a model that cannot see a whole row."""
+        if context is not None and context < self.context:
+            raise ConfigError(
+                f"model.context = {context}: too short. A row of {self.name} has up to {self.context} tokens, such as"
+                f" {self.sentence(self.longest())}"
+            )
+        return self, self.context if context is None else context
+
+    def longest(self) -> np.ndarray:
+        """The problem with the longest row. Shapes: (1, columns)."""
+        both = np.concatenate([self.split.train, self.split.test])
+        lengths = torch.cat([self.train.lengths, self.test.lengths])
+        return both[[int(lengths.argmax())]]
+
+    def sentence(self, problem: np.ndarray) -> str:
+        """A problem with its right answer, as the model reads it. Shapes: (1, columns)."""
+        row = self._rows(problem)
+        tokens = [*row.inputs[0].tolist(), END_ID]
+        return self.tokenizer.decode(tokens[: int(row.lengths[0]) - 1])
+
+    def describe(self) -> Iterator[tuple[str, str]]:
+        total, train, test = self.count(), len(self.train), len(self.test)
+        yield self.name, f"{total:,} problems, {train:,} to train on, {test:,} others to test with; split by problem"
+        if len(self.test) > SCORED_WHILE_TRAINING:
+            yield "", f"{SCORED_WHILE_TRAINING:,} of those are tested while it trains, all by handmade eval"
+        yield "a row", f"{self.sentence(self.split.train[:1])}   and only the answer is scored"
+
+    def line_to_beat(self, seconds: float | None) -> None:
+        return None
+
+    def headline(self, scores: Mapping[str, float]) -> str:
+        if "exact_match" not in scores:
+            return ""
+        return (
+            f"right {reports.share(scores['exact_match'])}, of the trained {reports.share(scores['train_exact_match'])}"
+        )
+
+    # ----------------------------------------------------------------------------------------------------------
+    # Answers
+
+    def answers(self, model: nn.Module, prompts: Sequence[str]) -> list[str]:
+        """The answers to problems as a person types them, decoded together, as a person reads them."""
+        problems = self.parsed(prompts)
+        return [self.shown(text) for text in self.decoded(model, problems)]
+
+    def right_answers(self, prompts: Sequence[str]) -> list[str]:
+        return [self.shown(text) for text in self.written(self.parsed(prompts))]
+
+    def parsed(self, prompts: Sequence[str]) -> np.ndarray:
+        """Shapes: -> (N, columns). Raises ConfigError that names the prompt that is none."""
+        found = [self.parse(prompt.replace(" ", "").rstrip("\n")) for prompt in prompts]
+        width = max(map(len, found), default=0)
+        return np.array([row + [-1] * (width - len(row)) for row in found], dtype=np.int64).reshape(len(found), width)
+
+    def not_one(self, prompt: str, why: str = "") -> ConfigError:
+        """The error for a prompt that is no problem."""
+        return ConfigError(f"{prompt!r} is no problem of {self.name}{why}. One looks like this: {self.example}")
+
+    def asked(self, problems: np.ndarray) -> list[str]:
+        """The questions, as the model reads them."""
+        return self.texts(*packed(self.questions(problems)))
+
+    def written(self, problems: np.ndarray) -> list[str]:
+        """The right answers, as the model should write them."""
+        return self.texts(*packed(self.solutions(problems)))
+
+    def texts(self, rows: np.ndarray, lengths: np.ndarray) -> list[str]:
+        """Rows of tokens as text. Shapes: (N, L), (N,)."""
+        points = np.array([ord(character) for character in self.tokenizer.characters], dtype=np.uint32)[rows]
+        whole = points.astype("<u4").view(f"<U{rows.shape[1]}").reshape(-1).tolist() if rows.size else [""] * len(rows)
+        whole = [text.ljust(rows.shape[1]) for text in whole]  # numpy drops trailing zeros, which there are none of
+        return [text[:length] for text, length in zip(whole, lengths.tolist(), strict=True)]
+
+    def decoded(self, model: nn.Module, problems: np.ndarray) -> list[str]:
+        """What the model writes behind each question, up to its end, greedily and with its cache. Raises ConfigError
+        for a problem whose row does not fit the model's context."""
+        questions, lengths = packed(self.questions(problems))
+        room = packed(self.solutions(problems))[0].shape[1] + 1  # the longest right answer, and the end
+        context = getattr(model, "context", None)
+        longest = int(lengths.max(initial=0)) + room - 1
+        if context is not None and longest > context:
+            worst = self.asked(problems[[int(lengths.argmax())]])[0]
+            raise ConfigError(f"{worst}: with its answer {longest} tokens, and the model's context holds {context}.")
+        found = np.full((len(problems), room), END_ID)
+        device = next((part.device for part in model.parameters()), torch.device("cpu"))
+        for length in np.unique(lengths):  # of one length, no row needs padding
+            (places,) = np.nonzero(lengths == length)
+            for some in np.array_split(places, -(-len(places) // DECODED_AT_ONCE)):
+                prompts = torch.from_numpy(questions[some, :length].astype(np.int64)).to(device)
+                new = greedy(model, prompts, room, END_ID).cpu().numpy()
+                found[some, : new.shape[1]] = new
+        ended = found == END_ID
+        ends = np.where(ended.any(1), ended.argmax(1), room)
+        return self.texts(found, ends)
+
+    # ----------------------------------------------------------------------------------------------------------
+    # Reports
+
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
+        """What `score` says, on all test problems, with every answer decoded; and what went wrong where.
+        `reports.examined` has the parts."""
+        return reports.examined(self, model)
+
+    def tell(self, scores: Mapping[str, Any]) -> list[tuple[str, str]]:
+        return reports.told(self, scores)
+
+    def closing(self, model: nn.Module) -> Iterator[str]:
+        """Some test problems with the model's answers."""
+        problems = self.split.test[:8]
+        given, right = self.decoded(model, problems), self.written(problems)
+        for question, answer, wanted in zip(self.asked(problems), given, right, strict=True):
+            verdict = "right" if answer == wanted else f"wrong, it is {wanted}"
+            yield f"{question}{answer}   {verdict}\n"
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Rows
+
+
+class Rows:
+    """Problems as what goes in and what should come out.
+
+    inputs (N, T) uint8 and targets (N, T) int8, -100 where nothing is scored; lengths (N,), of whole rows.
+    Small types: a batch is made int64 when it is taken.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor, lengths: Tensor) -> None:
+        self.inputs, self.targets, self.lengths = inputs, targets, lengths
+
+    @classmethod
+    def of(cls, questions: np.ndarray, solutions: np.ndarray) -> Rows:
+        """Question, answer, end. Shapes: (N, L1) and (N, L2) tokens, with holes."""
+        asked = (questions != 255).sum(1)
+        whole, lengths = packed(joined([questions, solutions, constant(END_ID, len(questions))]))
+        inputs, targets = whole[:, :-1], whole[:, 1:].astype(np.int8)
+        places = np.arange(inputs.shape[1])
+        scored = (places >= asked[:, None] - 1) & (places < lengths[:, None] - 1)
+        targets[~scored] = IGNORED
+        return cls(torch.from_numpy(inputs.copy()), torch.from_numpy(targets), torch.from_numpy(lengths))
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, some: slice) -> Rows:
+        return Rows(self.inputs[some], self.targets[some], self.lengths[some])
+
+    def batch(self, places: Tensor) -> Batch:
+        """Some rows. Shapes: places (B,) -> (B, T) each, int64."""
+        return Batch(self.inputs[places].long(), self.targets[places].long())
+
+    def walk(self) -> Iterator[Batch]:
+        """All rows, once."""
+        at_once = max(1, SCORED_AT_ONCE // max(1, self.inputs.shape[1]))
+        for start in range(0, len(self), at_once):
+            some = self[start : start + at_once]
+            yield Batch(some.inputs.long(), some.targets.long())
+
+
+# What learns these tasks fastest on two cores; docs/log.md has what was tried.
+MODEL: dict[str, Any] = {
+    "positions": "learned",
+    "norm": "rms-plain",
+    "query_key_norm": True,
+    "activation": "relu-squared",
+    "bias": False,
+    "tied_head": False,
+    "zero_projections": True,
+    "initialization": "fan-in",
+}
+TRAIN: dict[str, Any] = {"batch": 256, "clip": None, "precision": "float32"}
+OPTIMIZER: dict[str, Any] = {
+    "name": "muon",
+    "learning_rate": 0.02,
+    "embedding_learning_rate": 0.004,
+    "head_learning_rate": 0.004,
+    "weight_decay": 0.1,
+}
+SCHEDULE: dict[str, Any] = {"name": "stable-then-decay", "warmup": 0.02, "decay": 0.6, "final": 0.0}
