@@ -17,7 +17,7 @@ from typing import Any
 
 from handmade.config import Config, describe
 from handmade.generation import SamplingConfig
-from handmade.models import BigramConfig, CountingConfig, GPTConfig, MLPConfig, RecurrentConfig
+from handmade.models import BigramConfig, CountingConfig, FixedWindowConfig, GPTConfig, MLPConfig, RecurrentConfig
 from handmade.optimizers import OptimizerConfig
 from handmade.schedules import ScheduleConfig
 from handmade.tasks import TASKS
@@ -48,6 +48,7 @@ TABLES: tuple[tuple[str | None, type[Config], str], ...] = (
     ("model", RecurrentConfig, "The model: RNN and LSTM (`--model recurrent`)"),
     ("model", MLPConfig, "The model: MLP (`--model mlp`)"),
     ("model", BigramConfig, "The model: bigram (`--model bigram`)"),
+    ("model", FixedWindowConfig, "The model: fixed window (`--model fixed-window`)"),
     ("model", CountingConfig, "The model: counting (`--model counting`)"),
     ("task", LanguageConfig, "The task: a text"),
     *(("task", task.settings, f"The task: {name} (`handmade train {name}`)") for name, task in TASKS.items()),

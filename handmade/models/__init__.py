@@ -1,5 +1,6 @@
 """Language models from counting to GPT, one signature for all: `model(tokens, cache=None, starts=None) -> logits`."""
 
+from handmade.models.fixed_window import FixedWindow, FixedWindowConfig
 from handmade.models.gpt import GPT, GPTConfig, parameter_count
 from handmade.models.mlp import MLP, MLPConfig
 from handmade.models.ngram import Bigram, BigramConfig, CountingConfig, CountingModel
@@ -11,6 +12,7 @@ FAMILIES = {
     "recurrent": (Recurrent, RecurrentConfig),
     "mlp": (MLP, MLPConfig),
     "bigram": (Bigram, BigramConfig),
+    "fixed-window": (FixedWindow, FixedWindowConfig),
     "counting": (CountingModel, CountingConfig),
 }
 
@@ -22,6 +24,8 @@ __all__ = [
     "BigramConfig",
     "CountingConfig",
     "CountingModel",
+    "FixedWindow",
+    "FixedWindowConfig",
     "GPTConfig",
     "MLPConfig",
     "Recurrent",

@@ -118,6 +118,8 @@ class LanguageTask(RunTask):
 
     @classmethod
     def refusal(cls, family: str) -> str:
+        if family == "fixed-window":
+            return "says one token behind a short row, and reads no text. Train a task with it, such as addition."
         return ""
 
     @classmethod

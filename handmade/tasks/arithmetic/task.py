@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from handmade.errors import ConfigError
 from handmade.generation import greedy
 from handmade.layers import cross_entropy
+from handmade.models import FAMILIES
 from handmade.tasks.arithmetic import reports
 from handmade.tasks.arithmetic.problems import ProblemConfig, Split, distinct, take
 from handmade.tasks.arithmetic.strings import END, END_ID, PAD, constant, joined, packed
 from handmade.tasks.base import Batch, Choice, GeneratedTask, Say, Tables
-from handmade.tasks.sizes import Size, fitting_heads, fitting_parts
+from handmade.tasks.sizes import Size, fitting_heads, fitting_parts, usual
 from handmade.tokenizers import CharTokenizer
 
 ENUMERATED = 2_000_000  # problems that are all written down before some are drawn; of more, some are drawn at once
@@ -160,8 +161,13 @@ class ArithmeticTask(GeneratedTask):
         return self.train.batch(torch.randint(len(self.train), (rows,), generator=generator))
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
-        """Shapes: (B, T, V)."""
-        return model(batch.inputs)
+        """Shapes: (B, T, V). Of a model that says one token only, each scored token is asked for by the beginning of
+        the row before it; what is not scored has zeros."""
+        if not getattr(model, "last_only", False):
+            return model(batch.inputs)
+        rows, places = (batch.targets != IGNORED).nonzero(as_tuple=True)
+        found = model.next_token(batch.inputs[rows], places + 1)
+        return found.new_zeros(*batch.inputs.shape, found.shape[-1]).index_put((rows, places), found)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The sum over the scored targets, in nats."""
@@ -242,14 +248,21 @@ class ArithmeticTask(GeneratedTask):
                 "optimizer": dict(OPTIMIZER),
                 "schedule": dict(SCHEDULE),
             }
-        return {"train": dict(TRAIN), "optimizer": {"learning_rate": 0.003}, "schedule": {"warmup": 0.02}}
+        if family == "fixed-window":
+            return {"train": dict(TRAIN), "optimizer": dict(PUBLISHED), "schedule": {"name": "cosine", "warmup": 0.02}}
+        tables = usual(family, asked)
+        tables["train"] = {**tables["train"], "batch": TRAIN["batch"], "precision": TRAIN["precision"]}
+        return tables
 
     def choose(
         self, family: str, seconds: float, device: torch.device, asked: Mapping[str, Mapping[str, Any]]
     ) -> Choice:
         tables = self.suggested(family, asked)
-        if family == "gpt":
-            tables["model"]["context"] = self.context
+        made: Any = FAMILIES[family][0]
+        config: Any = FAMILIES[family][1]
+        # What a model is trained on at once, and how far it looks back: a whole row. A fixed window stays as it is.
+        known = config.annotations() if family == "gpt" or made.context is None else ()
+        tables["model"] = {**tables.get("model", {}), **{n: self.context for n in ("context", "window") if n in known}}
         return Choice(tables, [f"what learns {self.name} fastest: docs/log.md has what was tried"])
 
     def fitted(self, context: int | None, say: Say) -> tuple[ArithmeticTask, int]:
@@ -431,3 +444,11 @@ OPTIMIZER: dict[str, Any] = {
     "weight_decay": 0.1,
 }
 SCHEDULE: dict[str, Any] = {"name": "stable-then-decay", "warmup": 0.02, "decay": 0.6, "final": 0.0}
+# Of the experiment with the fixed window; decay on all but biases and scales.
+PUBLISHED: dict[str, Any] = {
+    "name": "adamw",
+    "learning_rate": 6e-4,
+    "betas": (0.9, 0.95),
+    "weight_decay": 0.1,
+    "decay_embeddings": True,
+}
