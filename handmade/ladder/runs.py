@@ -18,13 +18,14 @@ import torch
 from handmade import corpora, data, planning
 from handmade.data import TextData
 from handmade.errors import HandmadeError, TrainingError
-from handmade.generation import SamplingConfig, generate_text
+from handmade.generation import SamplingConfig
 from handmade.ladder.rungs import SCHEDULES, Settings
 from handmade.models import parameter_count
 from handmade.optimizers import OptimizerConfig
 from handmade.randomness import seeded
 from handmade.tasks.language import LanguageTask, bits_per_byte
 from handmade.training import TrainConfig, Trainer
+from handmade.writing import generate_text
 
 SAMPLE_TOKENS, SAMPLE_SEED = 240, 0
 SAMPLING = SamplingConfig(temperature=0.8)
