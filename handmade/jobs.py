@@ -287,10 +287,15 @@ def resume(folder: Path, request: Request, say: Say, progress: data.Progress | N
     tables = {name: config[name] for name in TABLES}
     job = Job(request, folder, config["family"], task, config["data"], model, tables, trainer)
     job.line = config.get("counting_line")
+    lost = not (folder / checkpoint.METRICS).exists()
     going = trainer.resume()
     if trainer.finished:
         raise RunError(f"{folder}: is finished, at step {trainer.step:,}. Sample it: handmade sample {folder}")
     say("resumed", f"at step {trainer.step:,} of {train.steps:,}" if going else "from the beginning: no checkpoint yet")
+    if going and lost:
+        say(
+            "reports", f"{checkpoint.METRICS} is gone: what was before is not in it any more, nor in {checkpoint.CURVE}"
+        )
     return job
 
 

@@ -20,10 +20,11 @@ from torch import nn
 
 from handmade import checkpoint, evaluation, machine, tokenizers
 from handmade.errors import ConfigError, RunError
-from handmade.generation import SamplingConfig, generate_text, stream_text
+from handmade.generation import SamplingConfig
 from handmade.models import FAMILIES
 from handmade.tasks import GeneratedTask, LanguageTask, RunTask
 from handmade.tokenizers import Tokenizer
+from handmade.writing import generate_text, stream_text
 
 VERSION = 1  # of the run folder's layout
 

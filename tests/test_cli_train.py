@@ -589,6 +589,14 @@ def test_stopped_and_gone_on_with(call, trained, monkeypatch):
     assert Path("my run/model.safetensors").read_bytes() == Path("straight/model.safetensors").read_bytes()
 
 
+def test_reports_that_are_gone_are_missed(call, trained):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(handmade.progress.Progress, "update", lambda self, report: signal.raise_signal(signal.SIGINT))
+        assert call("text.txt", *options(train_steps=6, train_report_every=1), "--out", "run")[0] == 130
+    Path("run/metrics.jsonl").unlink()
+    assert "metrics.jsonl is gone" in lines(trained("--resume", "run"))["reports"][0]
+
+
 def test_a_text_that_has_moved(call, trained, refused, place):
     words = [*options(train_steps=6), "--out", "run"]
     with pytest.MonkeyPatch.context() as patched:

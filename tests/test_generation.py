@@ -15,19 +15,15 @@ from handmade import generation
 from handmade.errors import ConfigError, HandmadeError, TokenizerError
 from handmade.generation import (
     SamplingConfig,
-    StopStrings,
     choose,
     extend,
     filtered,
     generate,
-    generate_text,
     keep_min_p,
     keep_top_k,
     keep_top_p,
     row_seed,
     stream,
-    stream_text,
-    stream_texts,
     with_temperature,
 )
 from handmade.models.gpt import GPT, GPTConfig
@@ -35,6 +31,7 @@ from handmade.models.mlp import MLP, MLPConfig
 from handmade.models.ngram import Bigram, BigramConfig, CountingConfig, CountingModel
 from handmade.models.recurrent import Recurrent, RecurrentConfig
 from handmade.tokenizers import ByteTokenizer, CharTokenizer
+from handmade.writing import StopStrings, generate_text, stream_text, stream_texts
 
 GREEDY = SamplingConfig(temperature=0)
 

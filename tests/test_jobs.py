@@ -158,6 +158,25 @@ def test_memory_is_foreseen(config):
     assert found <= foreseen[1] - foreseen[0] <= 4 * found
 
 
+@pytest.mark.parametrize(
+    ("wanted", "positions", "small"),
+    [
+        ({}, "rotary", True),
+        ({"width": 65}, "learned", True),
+        ({"width": 66}, "rotary", True),
+        ({"width": 60, "heads": 4}, "learned", True),
+        ({"heads": 3}, "rotary", True),
+        ({"width": 512}, "rotary", False),
+    ],
+)
+def test_a_shape_that_was_asked_for_gets_rates_and_positions_that_fit_it(wanted, positions, small):
+    choice = sizes.choose(text_data(), 5.0, torch.device("cpu"), {"model": wanted})
+    shape = GPTConfig.from_dict({**choice.tables["model"], **wanted, "vocab_size": 11})  # raises where it does not fit
+    assert shape.positions == positions
+    assert any("learned positions" in reason for reason in choice.reasons) == (positions == "learned")
+    assert choice.tables["optimizer"]["learning_rate"] == (0.05 if small else 0.02)
+
+
 def test_what_suits_a_cell():
     """The gradient of an RNN needs smaller steps than that of an LSTM, and the compiler is no help to either."""
     rates = {}

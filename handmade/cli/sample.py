@@ -124,7 +124,8 @@ class Writer:
     def write(self, prompts: list[str]) -> None:
         """Write the texts of some prompts: the first as it is made, the others, made along with it, after it.
         Raises TokenizerError for a prompt with an unknown character, before anything is written."""
-        from handmade.generation import row_seed, stream_texts
+        from handmade.generation import row_seed
+        from handmade.writing import stream_texts
 
         for prompt in prompts:
             try:

@@ -18,13 +18,14 @@ import torch
 from handmade import corpora, data, planning
 from handmade.data import TextData
 from handmade.errors import HandmadeError, TrainingError
-from handmade.generation import SamplingConfig, generate_text
+from handmade.generation import SamplingConfig
 from handmade.ladder.rungs import SCHEDULES, Settings
 from handmade.models import parameter_count
 from handmade.optimizers import OptimizerConfig
 from handmade.randomness import seeded
 from handmade.tasks.language import LanguageTask, bits_per_byte
 from handmade.training import TrainConfig, Trainer
+from handmade.writing import generate_text
 
 SAMPLE_TOKENS, SAMPLE_SEED = 240, 0
 SAMPLING = SamplingConfig(temperature=0.8)
@@ -137,7 +138,7 @@ def train(order: Order, stopped: Callable[[], bool]) -> dict[str, Any]:
         "parameters": parameter_count(trainer.model),
         "tokens": trainer.tokens,
         "steps": trainer.step,
-        "train_seconds": round(trainer.train_seconds, 3),
+        "train_seconds": round(trainer.train_seconds, 5),
         "tokens_per_second": round(trainer.tokens / trainer.train_seconds, 1),
         "sample": sample(trainer.model, order),
     }

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from handmade.config import Config
 from handmade.data import TextData, Windows, fit_context
 from handmade.errors import ConfigError
-from handmade.generation import SamplingConfig, generate_text, stream_text
+from handmade.generation import SamplingConfig
 from handmade.layers import cross_entropy
 from handmade.models.ngram import CountingModel, counting_line
 from handmade.presets import MODERN
 from handmade.tasks import sizes
 from handmade.tasks.base import Batch, Choice, RunTask, Say, Tables
 from handmade.tokenizers import Tokenizer
+from handmade.writing import generate_text, stream_text
 
 WINDOW = 64  # tokens, for a model that can run for ever
 SCORED_AT_ONCE = 16_384  # tokens of one evaluation batch
@@ -134,10 +135,11 @@ class LanguageTask(RunTask):
     def choose(
         self, family: str, seconds: float, device: torch.device, asked: Mapping[str, Mapping[str, Any]]
     ) -> Choice:
-        """A GPT whose size suits the text and the time. Other families are small, and do well with what is here."""
-        choice = (
-            sizes.choose(self.data, seconds, device, asked) if family == "gpt" else Choice(sizes.usual(family, asked))
-        )
+        """A GPT whose size suits the text and the time; of other families what is usual."""
+        if family == "gpt":
+            choice = sizes.choose(self.data, seconds, device, asked)
+        else:
+            choice = Choice(sizes.usual(family, asked))
         choice.tables["train"]["patience"] = self.patience
         return choice
 

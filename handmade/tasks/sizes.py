@@ -88,14 +88,18 @@ def choose(
     if context < picked.context and "context" not in wanted:
         reasons.append(f"context {context}: there is little text")
     parts, why_parts = fitting_parts(wanted)
+    fitted = {**fitting_heads(picked, wanted), **parts}
+    if fitted.get("positions") == "learned" and "mixing" not in wanted and "positions" not in wanted:
+        why_parts.append("learned positions: rotary ones need an even number of features a head")
+    small = wanted.get("width", fitted.get("width", picked.width)) <= 128
     return Choice(
         {
-            "model": {**model, **fitting_heads(picked, wanted), **parts},
+            "model": {**model, **fitted},
             "train": {"batch": picked.batch, "clip": None},
             "optimizer": {
                 "name": "muon",
-                "learning_rate": 0.05 if picked.width <= 128 else 0.02,
-                "embedding_learning_rate": 0.04 if picked.width <= 128 else 0.015,
+                "learning_rate": 0.05 if small else 0.02,
+                "embedding_learning_rate": 0.04 if small else 0.015,
                 "head_learning_rate": 0.006,
                 "weight_decay": 0.1 if epochs >= 3 else 0.0,
                 "muon_precision": "bfloat16" if machine.find_precision("auto", device) == "bfloat16" else "float32",
@@ -124,15 +128,19 @@ def usual(family: str, asked: Mapping[str, Mapping[str, Any]]) -> Tables:
     return tables
 
 
-def fitting_heads(size: Size, wanted: Mapping[str, Any]) -> dict[str, int]:
+def fitting_heads(size: Size, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Heads for a width that was asked for, or a width for heads: each head with an even number of features, as
-    rotary positions need. What cannot be made to fit is left for the config to refuse."""
+    rotary positions need; where that cannot be, learned positions. What cannot be made to fit is left for the config
+    to refuse."""
     heads, width = wanted.get("heads"), wanted.get("width")
+    learned = {"positions": "learned"}
+    if heads and width:
+        return learned if width // heads % 2 else {}
     if heads is None and width is not None:
         fits = [count for count in range(1, min(size.heads, max(1, width)) + 1) if width % (2 * count) == 0]
         groups = wanted.get("key_value_heads") or 1
         fits = [count for count in fits if count % groups == 0] or fits
-        return {"heads": max(fits, default=1)}
+        return {"heads": max(fits)} if fits else {"heads": 1, **learned}
     if heads is not None and width is None and heads >= 1:
         return {"width": max(2 * heads, size.width // (2 * heads) * 2 * heads)}
     return {}
