@@ -53,6 +53,10 @@ def problem(task: Any, prompt: str) -> np.ndarray:
         ("addition", {"operands": 3, "padded": False}, "5+12+7=", "5+12+7=42"),
         ("addition", {"operands": 3}, "99+99+99=", "99+99+99=792"),
         ("addition", {"digits": 4}, "9999+1=", "9999+0001=00001"),
+        ("addition", {"hints": True}, "12+34=", "b1a2+b3a4=a6b4c0"),
+        ("addition", {"hints": True, "padded": False}, "12+34=", "b1a2+b3a4=a6b4"),
+        ("addition", {"hints": True, "padded": False, "reversed": False}, "99+1=", "c9b9+b1=d1c0b0"),
+        ("subtraction", {"hints": True}, "12-34=", "b1a2-b3a4=a2b2-"),
         ("subtraction", {"reversed": False, "padded": False}, "34-12=", "34-12=22"),
         ("subtraction", {"reversed": False}, "12-34=", "12-34=-22"),
         ("subtraction", {}, "12-34=", "12-34=22-"),
@@ -101,6 +105,7 @@ def value(name: str, question: str, task: Any) -> str:
     [
         ("addition", {"digits": 3}),
         ("addition", {"digits": 12, "operands": 3, "padded": False, "reversed": False, "lengths": "even"}),
+        ("addition", {"hints": True, "padded": False, "digits": 10}),
         ("subtraction", {}),
         ("subtraction", {"digits": 5, "padded": False, "reversed": False}),
         ("multiplication", {"digits": 9}),
@@ -119,6 +124,7 @@ def test_right_answers_are_pythons(name, options):
     task = make(name, **options)
     problems = np.concatenate([task.split.train, task.split.test])
     for question, answer in zip(task.asked(problems), task.written(problems), strict=True):
+        question = re.sub("[a-zA-Z]", "", question)  # without hints
         assert task.shown(answer) == value(name, question, task), question
         assert task.right_answers([question]) == [task.shown(answer)]  # the same from what a person types
 
@@ -138,6 +144,27 @@ def test_layouts_are_all_that_there_are():
     assert [len(set(layouts(count))) for count in (2, 3, 4, 5, 6)] == [1, 3, 11, 45, 197]
     assert all(len(layouts(count)) == len(set(layouts(count))) for count in (4, 5))
     assert layouts(4)[0] == "d?d?d?d"
+
+
+def test_hints_are_the_same_for_digits_of_the_same_worth():
+    """In longer numbers too, with the letters that there are; and all letters are used in training."""
+    task = make("addition", hints=True, padded=False, digits=3, train_problems=400)
+    trained = task.split.train
+    used = set("".join(task.asked(trained) + task.written(trained))) & set("abcdefghijklmnop")
+    assert used == set(task.tokenizer.characters) & set("abcdefghijklmnop")
+    longest = list(task.longer())[-1]
+    for question, answer in [
+        *zip(task.asked(task.split.test), task.written(task.split.test), strict=True),
+        *zip(longest[1].asked(longest[2]), longest[1].written(longest[2]), strict=True),
+    ]:
+        numbers = [re.findall("([a-z])([0-9])", part) for part in re.split(r"[+=]", question + answer)]
+        ones = {numbers[0][-1][0], numbers[1][-1][0], numbers[2][0][0]}
+        assert len(ones) == 1
+        worth = {chr(ord(ones.pop()) + place): 10**place for place in range(8)}
+        first, second, total = (sum(worth[letter] * int(digit) for letter, digit in number) for number in numbers)
+        assert first + second == total
+    with pytest.raises(ConfigError, match="the 7 letters of its hints are too few for so long numbers"):
+        task.right_answers(["1234567+1="])
 
 
 def test_digits_and_holes():
@@ -212,6 +239,10 @@ def test_every_length_is_as_likely_where_that_is_asked_for():
     counts = np.bincount(digit_count(task.split.train.max(1)), minlength=11)[1:]
     assert counts[0] <= 100  # there are no more sums of single digits
     assert counts[2:].min() > 400
+    short = make("reverse", length=3, lengths="even", train_problems=25, test_problems=None)
+    counts = np.bincount((short.split.train >= 0).sum(1), minlength=4)[1:]
+    assert counts.min() >= 3  # of ten, a hundred, a thousand sequences
+    assert len(short.test) == 25
     natural = make("addition", digits=10, train_problems=5000, test_problems=10)
     assert (digit_count(natural.split.train.max(1)) == 10).mean() > 0.98
 
@@ -405,13 +436,15 @@ def test_the_report():
 
 def test_longer_problems_that_do_not_fit_are_said():
     task = make("addition")
-    scores = task.evaluate(small_model(task))
+    with torch.inference_mode():
+        scores = task.evaluate(small_model(task))
     assert [row["exact_match"] for row in scores["longer"]] == [None, None]
     assert (
         "3 digits    do not fit the model's context"
         in dict(task.tell({**scores, "precision": "float32"}))["longer ones"]
     )
-    roomy = task.evaluate(small_model(task, context=40))
+    with torch.inference_mode():
+        roomy = task.evaluate(small_model(task, context=40))
     assert all(0 <= row["exact_match"] <= 1 for row in roomy["longer"])
 
 

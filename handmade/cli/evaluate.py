@@ -118,8 +118,6 @@ def describe(title: str, told: list[tuple[str, str]], scores: dict[str, Any], li
         rows.append(
             ("to beat", f"{line:.4f} by counting: {abs(distance):.4f} {'below' if distance < 0 else 'above'} it")
         )
-    lines = [title]
-    for name, text in rows:
-        first, *more = text.splitlines() or [""]
-        lines += [f"  {name:15}{first}", *(f"  {'':15}{other}".rstrip() for other in more)]
-    return "\n".join(lines)
+    from handmade.tasks.base import in_columns
+
+    return "\n".join([title, *in_columns(rows)])

@@ -157,4 +157,18 @@ class GeneratedTask(RunTask, Protocol):
         """sha256 over all examples and the side that each is on: two of one fingerprint learn and score the same."""
 
 
-__all__ = ["Batch", "Choice", "GeneratedTask", "RunTask", "Say", "Tables", "Task"]
+def in_columns(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Labels and what is said to each, of one line or several, side by side.
+
+    >>> in_columns([("right", "99 %"), ("wrong", "1+1=3\\n2+2=5")])
+    ['  right          99 %', '  wrong          1+1=3', '                 2+2=5']
+    """
+    width = max([15, *(len(label) + 1 for label, _ in rows)])
+    lines = []
+    for label, text in rows:
+        first, *more = text.splitlines() or [""]
+        lines += [f"  {label:{width}}{first}", *(f"  {'':{width}}{other}".rstrip() for other in more)]
+    return lines
+
+
+__all__ = ["Batch", "Choice", "GeneratedTask", "RunTask", "Say", "Tables", "Task", "in_columns"]

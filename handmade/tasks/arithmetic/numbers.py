@@ -4,6 +4,7 @@
     12+34=64        reversed: each digit needs its own column and one carry, so a step at a time is enough
     12+34=640       and padded: every answer has the same length, so where a digit stands says what it is worth
     1234640         digits only: what stands where is known, so signs say nothing
+    c1b2+c3b4=b6c4  with hints: a letter says what a digit is worth, wherever it stands
 
 What a person types and reads is always the first: `12+34=` and `46`.
 """
@@ -17,10 +18,12 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from handmade.tasks.arithmetic.problems import ProblemConfig
+from handmade.errors import ConfigError
+from handmade.tasks.arithmetic.problems import ProblemConfig, keys
 from handmade.tasks.arithmetic.strings import DIGITS, HOLE, constant, digit_columns, digit_count, joined
 from handmade.tasks.arithmetic.task import ArithmeticTask
 
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJ"  # hints: for twice the digits, as many as an answer may have
 SHARED = "+*=()" + DIGITS
 """The tokens of all tasks of plain arithmetic, expressions too: with padding and end 17."""
 LONGER_PROBLEMS = 200  # of each length that was not trained on
@@ -44,6 +47,11 @@ class NumberConfig(ProblemConfig):
     tokens: Literal["own", "shared"] = "own"
     """"own": the characters of the task. "shared": the 17 of all plain arithmetic, which the fixed-window models were
     published with."""
+
+    hints: bool = False
+    """Write a letter before each digit, the same for digits of the same worth: digits that belong together are found
+    by their letters, in numbers longer than any trained on too. The first letter changes from problem to problem, so
+    that all are learnt."""
 
     most_digits: ClassVar[int] = 17  # 64 bits hold 18, and an answer has one more
 
@@ -87,9 +95,11 @@ class NumberTask(ArithmeticTask):
     # Problems
 
     def vocabulary(self) -> str:
-        if self.config.tokens == "shared":
-            return SHARED
-        return (f"{self.sign}=" if self.config.operators else "") + DIGITS
+        c = self.config
+        letters = LETTERS[: 2 * c.digits + self.answer_width - c.digits] if c.hints else ""
+        if c.tokens == "shared":
+            return SHARED + letters
+        return (f"{self.sign}=" if c.operators else "") + DIGITS + letters
 
     def count(self) -> int:
         return self.below**self.operands
@@ -117,7 +127,7 @@ class NumberTask(ArithmeticTask):
         """With twins together, the operands in order: a + b and b + a are kin."""
         return np.sort(problems, axis=1) if getattr(self.config, "twins", "apart") == "together" else None
 
-    def kin_spare(self, train: int) -> int:
+    def kin_spare(self) -> int:
         if getattr(self.config, "twins", "apart") == "apart":
             return 0
         return int(np.prod(np.arange(1, self.operands + 1))) - 1
@@ -134,21 +144,38 @@ class NumberTask(ArithmeticTask):
 
     def questions(self, problems: np.ndarray) -> np.ndarray:
         c, rows = self.config, len(problems)
-        width, zero = self.width(problems), self.token("0")
+        width, first = self.width(problems), self.first_letters(problems)
         parts: list[np.ndarray] = []
         for place in range(problems.shape[1]):
             if place and c.operators:
                 parts.append(constant(self.token(self.sign), rows))
-            parts.append(digit_columns(problems[:, place], width, zero, c.padded))
+            parts.append(self.number(problems[:, place], width, first))
         if c.operators:
             parts.append(constant(self.token("="), rows))
         return joined(parts)
 
     def solutions(self, problems: np.ndarray) -> np.ndarray:
-        columns = digit_columns(
-            self.result(problems), self.solution_width(problems), self.token("0"), self.config.padded
-        )
-        return columns[:, ::-1] if self.config.reversed else columns
+        width, first = self.solution_width(problems), self.first_letters(problems)
+        return self.number(abs(self.result(problems)), width, first, self.config.reversed)
+
+    def number(self, values: np.ndarray, width: int, first: np.ndarray, backwards: bool = False) -> np.ndarray:
+        """Numbers as they are written, `first` (N,) the letters of their ones. Shapes: (N,) -> (N, width or twice)."""
+        digits = digit_columns(values, width, self.token("0"), self.config.padded)
+        letters = np.where(digits == HOLE, HOLE, first[:, None] + np.arange(width - 1, -1, -1)).astype(np.uint8)
+        if backwards:
+            digits, letters = digits[:, ::-1], letters[:, ::-1]
+        return np.stack([letters, digits], axis=2).reshape(len(values), -1) if self.config.hints else digits
+
+    def first_letters(self, problems: np.ndarray) -> np.ndarray:
+        """The token of the letter of the ones, for each problem its own, always the same. Shapes: (N, k) -> (N,).
+        Raises ConfigError where there are too few letters for the longest answer."""
+        if not self.config.hints:
+            return np.zeros(len(problems), dtype=np.int64)
+        letters = sum(character.isalpha() for character in self.tokenizer.characters)
+        spare = letters - self.solution_width(problems)
+        if spare < 0:
+            raise ConfigError(f"{self.name}: the {letters} letters of its hints are too few for so long numbers.")
+        return self.token(LETTERS[0]) + (keys(problems) % np.uint64(spare + 1)).astype(np.int64)
 
     def solution_width(self, problems: np.ndarray) -> int:
         """Digits of an answer as it is written: those of the largest, also of problems longer than the task's."""
@@ -174,7 +201,8 @@ class NumberTask(ArithmeticTask):
         return numbers
 
     def shown(self, written: str) -> str:
-        text = written[::-1] if self.config.reversed else written
+        text = "".join(character for character in written if not character.isalpha())
+        text = text[::-1] if self.config.reversed else text
         sign, digits = ("-", text[1:]) if text.startswith("-") else ("", text)
         return sign + (digits.lstrip("0") or "0" if digits.isdigit() else digits)
 
@@ -230,6 +258,7 @@ class Addition(NumberTask):
         12+34=046     reversed=false
         12+34=64      padded=false
         1234640       operators=false
+        c1b2+c3b4=b6c4  hints=true, padded=false: b are the ones here, c the tens
         5+12+7=42     operands=3, padded=false: 24 reversed
 
     Reversed, because a carry goes from the last digit to the first: written forwards, the first digit of 99+1=100 can
@@ -237,7 +266,7 @@ class Addition(NumberTask):
     Two digits make 10,000 problems, of which 2,500 are trained on and 7,500 tested: a model that learns them by heart
     gets the 7,500 wrong.
     Source: minGPT's adder has the same trick of the reversed answer; Lee et al. 2023, section 4 (arXiv:2307.03381),
-    compares the formats.
+    compares the formats; Zhou et al. 2023 (arXiv:2310.16028) write index hints, for numbers longer than any trained on.
     """
 
     name = "addition"
@@ -303,11 +332,9 @@ class Subtraction(NumberTask):
         return self.config.digits
 
     def solutions(self, problems: np.ndarray) -> np.ndarray:
-        result = self.result(problems)
-        digits = digit_columns(abs(result), self.solution_width(problems), self.token("0"), self.config.padded)
-        sign = np.where(result < 0, self.token("-"), HOLE).astype(np.uint8)[:, None]
-        columns = joined([sign, digits])
-        return columns[:, ::-1] if self.config.reversed else columns
+        sign = np.where(self.result(problems) < 0, self.token("-"), HOLE).astype(np.uint8)[:, None]
+        digits = super().solutions(problems)
+        return joined([digits, sign] if self.config.reversed else [sign, digits])
 
     def groups(self, problems: np.ndarray) -> dict[str, tuple[np.ndarray, list[str]]]:
         signs = (self.result(problems) < 0).astype(int)
@@ -365,6 +392,7 @@ class ModularConfig(ProblemConfig):
 
     lengths: ClassVar[str] = "natural"
     operators: ClassVar[bool] = True
+    hints: ClassVar[bool] = False
     tokens: ClassVar[str] = "own"
     most_digits: ClassVar[int] = 9
 

@@ -18,16 +18,22 @@ WRONG_KEPT = 100  # wrong answers in the figures
 WRONG_TOLD = 10  # and for a person
 
 
-def examined(task: ArithmeticTask, model: nn.Module) -> dict[str, Any]:
-    """All test problems, each answered by greedy decoding with the cache.
+TRAINED_AT_MOST = 10_000  # training problems that are asked once more
+
+
+def examined(task: ArithmeticTask, model: nn.Module, most: int | None = None) -> dict[str, Any]:
+    """All test problems, or the first `most`, each answered by greedy decoding with the cache.
 
     `val_loss`, `token_accuracy` (of tokens foreseen with the right answer before them), `exact_match` (of whole
-    answers), `train_exact_match` (on all training problems); `problems`, `errors` (title -> group -> problems and how
-    many are right), `wrong` (question, answer, right answer), `longer` (problems longer than any trained on).
+    answers), `train_exact_match` (on training problems, 10,000 at most); `problems`, `errors` (title -> group ->
+    problems and how many are right), `wrong` (question, answer, right answer), `longer` (problems longer than any trained on).
     """
     device = next((part.device for part in model.parameters()), torch.device("cpu"))
-    problems = task.split.test
-    passed, seen = task.passed(model, task.test, device), task.passed(model, task.train, device)
+    problems = task.split.test[:most]
+    passed, seen = (
+        task.passed(model, task.test[:most], device),
+        task.passed(model, task.train[:TRAINED_AT_MOST], device),
+    )
     given, wanted = task.decoded(model, problems), task.written(problems)
     right = np.array([answer == solution for answer, solution in zip(given, wanted, strict=True)])
     (places,) = np.nonzero(~right)

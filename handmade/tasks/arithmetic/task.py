@@ -24,13 +24,14 @@ from handmade.models import FAMILIES
 from handmade.tasks.arithmetic import pictures, reports
 from handmade.tasks.arithmetic.problems import ProblemConfig, Split, distinct, take
 from handmade.tasks.arithmetic.strings import END, END_ID, PAD, constant, joined, packed
-from handmade.tasks.base import Batch, Choice, GeneratedTask, Say, Tables
+from handmade.tasks.base import Batch, Choice, GeneratedTask, Say, Tables, in_columns
 from handmade.tasks.sizes import Size, fitting_heads, fitting_parts, usual
 from handmade.tokenizers import CharTokenizer
 
 ENUMERATED = 2_000_000  # problems that are all written down before some are drawn; of more, some are drawn at once
 TEST_AT_MOST = 50_000  # problems, where a person does not say
-SCORED_WHILE_TRAINING = 10_000  # test problems; `evaluate` takes all
+SCORED_WHILE_TRAINING = 2_000  # test problems; `evaluate` takes all
+CLOSING_PROBLEMS = 10_000  # that are answered when training is over
 TRAIN_SCORED = 1_000  # training problems that are scored too, to tell learning by heart from learning
 SCORED_AT_ONCE = 16_384  # tokens of one evaluation batch
 DECODED_AT_ONCE = 2_048  # rows
@@ -116,23 +117,21 @@ class ArithmeticTask(GeneratedTask):
 
     def _split(self) -> Split:
         config: ProblemConfig = self.config
-        random, total = np.random.default_rng(config.seed), self.count()
+        random, total, spare = np.random.default_rng(config.seed), self.count(), self.kin_spare()
+        even = getattr(config, "lengths", "natural") == "even"
         train = config.train_problems or max(1, min(self.most_train, int(self.part * total)))
-        test = config.test_problems or max(1, min(TEST_AT_MOST, total - train))
-        most = f"there are {total:,}"
-        if total <= ENUMERATED:
-            problems = self.enumerate()
-            kin = self.kin(problems)
-            if config.test_problems is None and kin is not None:
-                test = max(1, test - self.kin_spare(train))
-            return take(problems, kin, train, test, random, most)
-        # A few more than are needed: of a family that is cut at the border, the rest is on no side.
-        problems = distinct(lambda count: self.draw(count, random), train + test + self.kin_spare(train))
-        if len(problems) < train + test:
+        # Drawn by length, as many as are trained on: all that are left would not be even.
+        test = config.test_problems or max(1, min(TEST_AT_MOST, train if even else total - train - spare))
+        if total <= ENUMERATED and not even:
+            problems, most = self.enumerate(), f"there are {total:,}"
+        else:
+            problems = distinct(lambda count: self.draw(count, random), train + test + spare)
             most = f"{len(problems):,} were found"
+            if config.test_problems is None:
+                test = max(1, min(test, len(problems) - train - spare))
         return take(problems, self.kin(problems), train, test, random, most)
 
-    def kin_spare(self, train: int) -> int:
+    def kin_spare(self) -> int:
         """Problems that may be lost at the border between the sides."""
         return 0
 
@@ -380,12 +379,16 @@ class ArithmeticTask(GeneratedTask):
             yield "attention.png", figure
 
     def closing(self, model: nn.Module) -> Iterator[str]:
-        """Some test problems with the model's answers."""
+        """Some test problems with the model's answers, and the figures of `evaluate`, of at most so many problems as
+        are answered in a moment."""
         problems = self.split.test[:8]
         given, right = self.decoded(model, problems), self.written(problems)
         for question, answer, wanted in zip(self.asked(problems), given, right, strict=True):
             verdict = "right" if answer == wanted else f"wrong, it is {wanted}"
             yield f"{question}{answer}   {verdict}\n"
+        with torch.inference_mode():
+            scores = {**reports.examined(self, model, CLOSING_PROBLEMS), "precision": "float32"}
+        yield "\n" + "\n".join(in_columns(self.tell(scores))) + "\n"
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -439,15 +442,14 @@ MODEL: dict[str, Any] = {
     "activation": "relu-squared",
     "bias": False,
     "tied_head": False,
-    "zero_projections": True,
     "initialization": "fan-in",
 }
-TRAIN: dict[str, Any] = {"batch": 256, "clip": None, "precision": "float32"}
+TRAIN: dict[str, Any] = {"batch": 128, "clip": None, "precision": "float32"}
 OPTIMIZER: dict[str, Any] = {
     "name": "muon",
-    "learning_rate": 0.02,
-    "embedding_learning_rate": 0.004,
-    "head_learning_rate": 0.004,
+    "learning_rate": 0.06,
+    "embedding_learning_rate": 0.015,
+    "head_learning_rate": 0.008,
     "weight_decay": 0.1,
 }
 SCHEDULE: dict[str, Any] = {"name": "stable-then-decay", "warmup": 0.02, "decay": 0.6, "final": 0.0}
