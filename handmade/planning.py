@@ -22,6 +22,7 @@ from handmade.config import Config
 from handmade.errors import ConfigError, ResourceError
 from handmade.files import readable
 from handmade.models import FAMILIES
+from handmade.models.fixed_window import FixedWindowConfig
 from handmade.models.gpt import GPTConfig
 from handmade.models.mlp import MLPConfig
 from handmade.models.ngram import CountingConfig
@@ -57,6 +58,10 @@ def kept_of_token(model: Config, train: TrainConfig) -> int:
         # Of an LSTM the fused kernels keep the gates, the cell, and a workspace as large as both.
         layer = number * model.width * (20 if model.cell == "lstm" else 4)
         return model.layers * layer + (12 * model.width * (model.layers + 1) if model.dropout else 0)
+    if isinstance(model, FixedWindowConfig):
+        # A whole window for each token that is asked for: about a quarter of those in a row.
+        inside = 16 * model.width + 3 * model.hidden if model.body == "transformer" else 3 * model.width
+        return number * model.context * model.layers * inside // 4
     if not isinstance(model, GPTConfig):
         return 0
     # Kept for the backward pass by a block, in features: the stream and its norms (in float32), queries, keys,

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from handmade.config import Config
 from handmade.errors import ConfigError
 from handmade.generation import SamplingConfig, generate, greedy
-from handmade.models.gpt import GPT, GPTConfig
+from handmade.models import GPT, Bigram, BigramConfig, FixedWindow, FixedWindowConfig, GPTConfig
 from handmade.optimizers import OptimizerConfig
 from handmade.tasks import TASKS
 from handmade.tasks.arithmetic.expressions import layouts
 from handmade.tasks.arithmetic.numbers import carries
+from handmade.tasks.arithmetic.pictures import attention_picture, attention_rows, solved
 from handmade.tasks.arithmetic.problems import distinct, keys, take
 from handmade.tasks.arithmetic.strings import HOLE, digit_columns, digit_count, packed
 from handmade.training import TrainConfig, Trainer
@@ -297,6 +298,7 @@ def test_the_score(halfway):
     task, model = halfway
     with torch.inference_mode():
         scores = task.score(model, torch.device("cpu"))
+        trained = task.passed(model, task.train, torch.device("cpu"))["exact"]
     inputs, targets = task.test.inputs.long(), task.test.targets.long()
     logits = model(inputs)
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -304,7 +306,7 @@ def test_the_score(halfway):
     scored = targets != -100
     assert scores["token_accuracy"] == pytest.approx(float((logits.argmax(-1) == targets)[scored].float().mean()))
     assert scores["exact_match"] <= scores["token_accuracy"]
-    assert scores["train_exact_match"] == task.passed(model, task.train, torch.device("cpu"))["exact"]
+    assert scores["train_exact_match"] == trained
     assert sum(batch.inputs.numel() for batch in task.walk()) == task.positions
 
 
@@ -411,6 +413,34 @@ def test_longer_problems_that_do_not_fit_are_said():
     )
     roomy = task.evaluate(small_model(task, context=40))
     assert all(0 <= row["exact_match"] <= 1 for row in roomy["longer"])
+
+
+@pytest.mark.parametrize("prompt", ["31415=", "7="])
+def test_where_it_looks(prompt):
+    """A line for each token of the answer, that sums to 1 and has nothing of what comes later."""
+    task = make("copy")
+    model = small_model(task, layers=2)
+    layers = attention_rows(task, model, problem(task, prompt))
+    length = len(prompt)
+    assert len(layers) == 2
+    for weights in layers:
+        assert weights.shape == (2, length, 2 * length - 1)  # heads, the answer and its end, the row without its end
+        np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+        for place in range(length):
+            assert not weights[:, place, length + place :].any()
+    window = FixedWindow(FixedWindowConfig(task.tokenizer.vocab_size, width=8, heads=2, layers=1, hidden=8)).eval()
+    (weights,) = attention_rows(task, window, problem(task, prompt))
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+    assert not weights[:, 0, length:].any()
+    assert attention_rows(task, Bigram(BigramConfig(task.tokenizer.vocab_size)), problem(task, prompt)) == []
+
+
+def test_a_solved_problem_is_shown_a_hard_one():
+    task = make("addition", digits=1, padded=False)
+    chosen = solved(task, Knowing(task))
+    assert carries(chosen).tolist() == [1]
+    figure = attention_picture(task, small_model(task))
+    assert len(figure.axes) == 2
 
 
 @pytest.mark.parametrize(

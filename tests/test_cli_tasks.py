@@ -12,7 +12,8 @@ import torch
 from small_runs import same_bits
 
 import handmade as hm
-from handmade import checkpoint, cli, curve, jobs
+from handmade import accuracy, checkpoint, cli, curve, jobs
+from handmade.cli import evaluate
 from handmade.errors import ConfigError, RunError
 from handmade.jobs import Request
 
@@ -50,6 +51,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(home)
     monkeypatch.setattr(curve, "draw", lambda folder: None)
+    monkeypatch.setattr(evaluate, "draw", lambda run, beside: [])
     return home
 
 
@@ -74,6 +76,33 @@ def test_a_run_folder_of_a_task(here):
     scored = [line for line in lines if "val_loss" in line]
     assert [line["step"] for line in scored] == [3, 6]
     assert {"exact_match", "train_exact_match", "token_accuracy"} <= scored[0].keys()
+
+
+def test_pictures(home, monkeypatch, capsys, tmp_path):
+    """After training, and again after eval: right answers over time, and where the model looks."""
+    monkeypatch.chdir(home)
+    for name in ("accuracy.png", "attention.png"):
+        assert (home / "runs" / "addition" / name).read_bytes().startswith(b"\x89PNG")
+        (home / "runs" / "addition" / name).unlink()
+    cli.main(["eval", "runs/addition", "--beside", "runs/addition"])
+    out = capsys.readouterr().out
+    assert out.endswith("\nPictures: runs/addition/accuracy.png, runs/addition/attention.png\n")
+    assert (home / "runs" / "addition" / "attention.png").exists()
+
+
+def test_the_picture_of_right_answers():
+    """Every run has a line of what it was trained on and one of what it never saw, over seconds, in percent."""
+    lines = [
+        {"step": 1, "train_seconds": 0.5, "train_loss": 2.0},
+        {"step": 2, "train_seconds": 1.0, "exact_match": 0.25, "train_exact_match": 0.5},
+        {"step": 4, "train_seconds": 2.0, "exact_match": 0.5, "train_exact_match": 1.0},
+    ]
+    (axes,) = accuracy.picture({"small": lines, "large": lines}).axes
+    assert [line.get_xdata().tolist() for line in axes.get_lines()] == [[1.0, 2.0]] * 4
+    assert [line.get_ydata().tolist() for line in axes.get_lines()] == [[25.0, 50.0], [50.0, 100.0]] * 2
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels[0] == "small, never seen, last 50.00 %"
+    assert labels[3] == "large, trained on, last 100.00 %"
 
 
 def test_what_is_said(here, capsys):

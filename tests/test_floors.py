@@ -35,7 +35,7 @@ FLOORS = {
     3: ["generation", "writing", "checkpoint", "reports"],
     4: ["tasks"],
     5: ["evaluation", "run"],
-    6: ["training", "planning", "settings", "request", "rehearsal", "sources", "jobs", "curve", "progress"],
+    6: ["training", "planning", "settings", "request", "rehearsal", "sources", "jobs", "curve", "accuracy", "progress"],
     7: ["ladder"],
     8: ["cli", "__main__"],
 }

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from handmade.errors import ConfigError
+
+if TYPE_CHECKING:
+    from handmade.run import Run
 
 
 def evaluate(
@@ -17,6 +20,7 @@ def evaluate(
     *,
     data: Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)] = (),
     problems: str | None = None,
+    beside: Annotated[tuple[Path, ...], Parameter(show_default=False)] = (),
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str = "auto",
     json: bool = False,
@@ -32,6 +36,8 @@ def evaluate(
         Another text: files, folders, or a name. Its own validation part is scored. By default the run's text.
     problems
         Problems for the model of a task, instead: "12+34=, 99+1=".
+    beside
+        Another run of a task, to be in the picture of right answers over time too.
     precision
         Number type of the matrix products.
     device
@@ -57,6 +63,33 @@ def evaluate(
     else:
         line = None if found.config["family"] == "counting" else scores["counting_line"]
         print(describe(f"{run} on {', '.join(data or named(found.config))}", found.task.tell(scores), scores, line))
+    if asked is None:
+        drawn = draw(found, beside)
+        if drawn and not json:
+            print(f"\nPictures: {', '.join(map(str, drawn))}")
+
+
+def draw(run: Run, beside: tuple[Path, ...]) -> list[Path]:
+    """Pictures of a task's run, into its folder: right answers over time, and what its task shows. Raises ConfigError
+    for other runs that have none."""
+    import torch
+
+    from handmade import accuracy, checkpoint, files
+
+    if run.continues:
+        if beside:
+            raise ConfigError(f"--beside: {run.folder} goes on with a text, and there are no right answers to compare.")
+        return []
+    drawn = []
+    if (run.folder / checkpoint.METRICS).exists():
+        found = accuracy.draw([run.folder, *beside], run.folder / accuracy.PICTURE)
+        drawn += [found] if found else []
+    with torch.inference_mode():
+        for name, figure in run.task.pictures(run.model):
+            with files.whole(run.folder / name, "a picture") as file:
+                figure.savefig(file, format="png")
+            drawn.append(run.folder / name)
+    return drawn
 
 
 def named(config: dict[str, Any]) -> list[str]:

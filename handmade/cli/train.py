@@ -206,6 +206,7 @@ def finish(job: Job) -> None:
             print(f"Stopped early: it was best at step {job.trainer.best_step:,}. The weights of that step were kept.")
         print()
     show_sample(job)
+    show_pictures(job)
     print(f'\ntry: handmade sample {quoted(job.folder)} --prompt "{job.task.example}"')
 
 
@@ -250,6 +251,22 @@ def show_sample(job: Job) -> None:
         if time.perf_counter() - began > SAMPLE_SECONDS:
             break
     writer.end(last)
+
+
+def show_pictures(job: Job) -> None:
+    """What a task has to show, in files. That one cannot be drawn is no reason to end in an error."""
+    from handmade.cli import evaluate
+    from handmade.errors import HandmadeError
+    from handmade.run import load
+
+    if job.task.continues:
+        return
+    try:
+        drawn = evaluate.draw(load(job.folder, str(job.trainer.device) if job.trainer else "cpu"), ())
+    except (HandmadeError, OSError) as problem:
+        print(f"\nnot drawn: {problem}")
+    else:
+        print(f"\nPictures: {', '.join(map(str, drawn))}")
 
 
 class Preparing:

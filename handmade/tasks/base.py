@@ -131,6 +131,9 @@ class RunTask(Task, Protocol):
     def tell(self, scores: Mapping[str, Any]) -> list[tuple[str, str]]:
         """The figures of `evaluate` for a person: label, text of one line or several."""
 
+    def pictures(self, model: nn.Module) -> Iterator[tuple[str, Any]]:
+        """Pictures of the model at work: the name of a file, a matplotlib Figure. The model is in evaluation mode."""
+
     def answers(self, model: nn.Module, prompts: Sequence[str]) -> list[str]:
         """What the model answers to each prompt, decoded together. Raises ConfigError for a prompt that is none."""
 

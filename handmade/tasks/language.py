@@ -182,6 +182,10 @@ class LanguageTask(RunTask):
             ("bits per byte", f"{scores['bits_per_byte']:.4f}"),
         ]
 
+    def pictures(self, model: nn.Module) -> Iterator[tuple[str, Any]]:
+        """None."""
+        return iter(())
+
     def answers(self, model: nn.Module, prompts: Sequence[str]) -> list[str]:
         """A text has none."""
         raise ConfigError("A language model goes on with a text and has no answers. Use generate(...).")

@@ -21,7 +21,7 @@ from handmade.errors import ConfigError
 from handmade.generation import greedy
 from handmade.layers import cross_entropy
 from handmade.models import FAMILIES
-from handmade.tasks.arithmetic import reports
+from handmade.tasks.arithmetic import pictures, reports
 from handmade.tasks.arithmetic.problems import ProblemConfig, Split, distinct, take
 from handmade.tasks.arithmetic.strings import END, END_ID, PAD, constant, joined, packed
 from handmade.tasks.base import Batch, Choice, GeneratedTask, Say, Tables
@@ -61,7 +61,7 @@ class ArithmeticTask(GeneratedTask):
         self.config: Any = self.settings() if config is None else config
         self.tokenizer = CharTokenizer(PAD + END + self.vocabulary())
         self.split = self._split()
-        self.train, self.test = self._rows(self.split.train), self._rows(self.split.test)
+        self.train, self.test = self.rows(self.split.train), self.rows(self.split.test)
         self.seen = self.train[:TRAIN_SCORED]
 
     # ----------------------------------------------------------------------------------------------------------
@@ -136,7 +136,8 @@ class ArithmeticTask(GeneratedTask):
         """Problems that may be lost at the border between the sides."""
         return 0
 
-    def _rows(self, problems: np.ndarray) -> Rows:
+    def rows(self, problems: np.ndarray) -> Rows:
+        """Problems as the model is trained on them."""
         return Rows.of(self.questions(problems), self.solutions(problems))
 
     @functools.cached_property
@@ -282,7 +283,7 @@ class ArithmeticTask(GeneratedTask):
 
     def sentence(self, problem: np.ndarray) -> str:
         """A problem with its right answer, as the model reads it. Shapes: (1, columns)."""
-        row = self._rows(problem)
+        row = self.rows(problem)
         tokens = [*row.inputs[0].tolist(), END_ID]
         return self.tokenizer.decode(tokens[: int(row.lengths[0]) - 1])
 
@@ -371,6 +372,12 @@ class ArithmeticTask(GeneratedTask):
 
     def tell(self, scores: Mapping[str, Any]) -> list[tuple[str, str]]:
         return reports.told(self, scores)
+
+    def pictures(self, model: nn.Module) -> Iterator[tuple[str, Any]]:
+        """Where the model looks while it writes the answer to a problem that it solves."""
+        figure = pictures.attention_picture(self, model)
+        if figure is not None:
+            yield "attention.png", figure
 
     def closing(self, model: nn.Module) -> Iterator[str]:
         """Some test problems with the model's answers."""
