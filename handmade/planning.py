@@ -101,10 +101,11 @@ def require_memory(model: Config, train: TrainConfig, optimizer: str, device: to
     """The bytes that training will take. Raises ResourceError when they are not there, before they are taken."""
     needed, free = memory_needed(model, train, optimizer), machine.free_memory(device)
     if needed > free:
+        sizes = [f"model.{name}" for name in ("layers", "width", "hidden") if getattr(model, name, None) is not None]
+        smaller = f"model ({', '.join(sizes)}), " if sizes else ""
         raise ResourceError(
             f"Training would take about {readable(needed)} of memory and {readable(free)} are free."
-            " Take a smaller model (model.layers, model.width), context, or train.batch (with train.tokens_per_step"
-            " the step stays as large)."
+            f" Take a smaller {smaller}context, or train.batch (with train.tokens_per_step the step stays as large)."
         )
     return needed
 

@@ -177,6 +177,19 @@ def test_a_shape_that_was_asked_for_gets_rates_and_positions_that_fit_it(wanted,
     assert choice.tables["optimizer"]["learning_rate"] == (0.05 if small else 0.02)
 
 
+@pytest.mark.parametrize(
+    ("config", "smaller"),
+    [
+        (BigramConfig(11), "a smaller context"),
+        (MLPConfig(11), r"a smaller model \(model.width, model.hidden\), context"),
+        (RecurrentConfig(11), r"a smaller model \(model.layers, model.width\), context"),
+    ],
+)
+def test_what_to_make_smaller_is_what_the_family_has(config, smaller):
+    with pytest.raises(ResourceError, match=smaller):
+        planning.require_memory(config, TrainConfig(batch=10**12), "adamw", torch.device("cpu"))
+
+
 def test_what_suits_a_cell():
     """The gradient of an RNN needs smaller steps than that of an LSTM, and the compiler is no help to either."""
     rates = {}
