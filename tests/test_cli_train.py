@@ -286,15 +286,15 @@ def test_another_optimizer_has_its_own_rate(trained):
     assert config()["optimizer"]["learning_rate"] == 0.5
 
 
-@pytest.mark.parametrize(("asked", "right"), [({"width": 20}, (2, 20)), ({"heads": 3}, (3, 60)), ({"width": 7}, None)])
-def test_heads_and_width_are_made_to_fit_each_other(trained, refused, monkeypatch, asked, right):
+@pytest.mark.parametrize(
+    ("asked", "right"),
+    [({"width": 20}, (2, 20, "rotary")), ({"heads": 3}, (3, 60, "rotary")), ({"width": 7}, (1, 7, "learned"))],
+)
+def test_heads_width_and_positions_are_made_to_fit_each_other(trained, monkeypatch, asked, right):
     monkeypatch.setattr(sizes, "SIZES", (sizes.Size(1, 2, 64, 16, 4),))
     words = options(**{"model_heads": None, "model_width": None, **{f"model_{n}": v for n, v in asked.items()}})
-    if right is None:
-        assert "rotary" in refused("text.txt", *words)
-        return
     trained("text.txt", *words)
-    assert (config()["model"]["heads"], config()["model"]["width"]) == right
+    assert tuple(config()["model"][name] for name in ("heads", "width", "positions")) == right
 
 
 def test_parts_can_be_left_out_of_what_is_picked(trained, refused):
