@@ -41,7 +41,6 @@ from handmade.request import (
 )
 from handmade.schedules import ScheduleConfig
 from handmade.tasks import TASKS, LanguageTask, RunTask, Say, Tables
-from handmade.tasks.language import MINUTES
 from handmade.training import TrainConfig, Trainer, seeded
 
 SMALL_FILES = 500_000  # bytes: config, tokenizer, metrics, curve
@@ -227,7 +226,7 @@ def _defaults(
         tables["train"]["patience"] = task.patience
         say("picked", f"learning rates {FINE_TUNING:g} of the first run's: the weights are good already")
     else:
-        choice = task.choose(family, seconds or 60 * MINUTES, device, asked)
+        choice = task.choose(family, seconds or 60 * task.minutes, device, asked)
         for reason in choice.reasons:
             say("picked", reason)
         tables = settings.merged(choice.tables)

@@ -17,7 +17,6 @@ from handmade.errors import ConfigError, ResourceError, RunError, did_you_mean
 from handmade.models import CountingModel
 from handmade.settings import Tables
 from handmade.tasks import TASKS, LanguageTask, RunTask
-from handmade.tasks.language import MINUTES
 from handmade.tokenizers import KINDS
 
 THREADS = 4  # a processor: more only get in each other's way, and very many end the process
@@ -173,7 +172,7 @@ def check_settings(
     progress.check_tensorboard(train, folder)
     if family != "counting":
         planning.require_memory(model, train, optimizer.name, device)
-    seconds = 60 * (MINUTES if request.minutes is None else request.minutes)
+    seconds = 60 * (task.minutes if request.minutes is None else request.minutes)
     return device, seconds if planned else None
 
 

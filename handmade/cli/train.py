@@ -39,7 +39,8 @@ def train(
 
     Without settings it takes five minutes, picks tokenizer, model size and
     schedule for the text and this machine, says what and why, stops early when
-    validation has turned, and keeps the best weights.
+    validation has turned, and keeps the best weights. A task takes one minute,
+    or three.
 
     Parameters
     ----------

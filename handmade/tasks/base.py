@@ -76,6 +76,8 @@ class RunTask(Task, Protocol):
     """The class of its options: the table [task]."""
     family: ClassVar[str]
     """The model that learns it where nobody asks for another."""
+    minutes: ClassVar[float]
+    """Of a run that is given no time and no number of steps."""
     patience: ClassVar[int | None]
     """Evaluations without a new best after which a run is over; None where a task may turn for the better late."""
     continues: ClassVar[bool]

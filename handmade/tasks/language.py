@@ -51,6 +51,7 @@ class LanguageTask(RunTask):
     name = "language"
     settings = LanguageConfig
     family = "gpt"
+    minutes = MINUTES
     patience: ClassVar[int | None] = 4  # validation has turned
     continues = True
     example = "..."

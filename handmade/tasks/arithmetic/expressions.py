@@ -68,6 +68,7 @@ class Expression(ArithmeticTask):
     settings: ClassVar[type[ProblemConfig]] = ExpressionConfig
     characters = SHARED
     part = 0.75
+    minutes = 3.0
     most_train = 200_000
     shape = {"layers": 3, "heads": 4, "width": 96}
 

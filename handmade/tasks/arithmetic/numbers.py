@@ -365,6 +365,7 @@ class Multiplication(NumberTask):
     settings: ClassVar[type[ProblemConfig]] = MultiplicationConfig
     sign = "*"
     part = 0.75
+    minutes = 3.0
 
     def result(self, problems: np.ndarray) -> np.ndarray:
         return problems.prod(1)
@@ -416,6 +417,7 @@ class Modular(NumberTask):
     settings: ClassVar[type[ProblemConfig]] = ModularConfig
     sign = "+"
     part = 0.5
+    minutes = 3.0
 
     @property
     def below(self) -> int:

@@ -47,6 +47,7 @@ class ArithmeticTask(GeneratedTask):
 
     settings: ClassVar[type[ProblemConfig]] = ProblemConfig
     family = "gpt"
+    minutes: ClassVar[float] = 1.0
     patience: ClassVar[int | None] = None  # what is learnt by heart first may be understood later
     continues = False
 
