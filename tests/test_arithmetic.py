@@ -160,7 +160,8 @@ def test_hints_are_the_same_for_digits_of_the_same_worth():
         numbers = [re.findall("([a-z])([0-9])", part) for part in re.split(r"[+=]", question + answer)]
         ones = {numbers[0][-1][0], numbers[1][-1][0], numbers[2][0][0]}
         assert len(ones) == 1
-        worth = {chr(ord(ones.pop()) + place): 10**place for place in range(8)}
+        lowest = ord(ones.pop())
+        worth = {chr(lowest + place): 10**place for place in range(8)}
         first, second, total = (sum(worth[letter] * int(digit) for letter, digit in number) for number in numbers)
         assert first + second == total
     with pytest.raises(ConfigError, match="the 7 letters of its hints are too few for so long numbers"):

@@ -26,7 +26,8 @@ def examined(task: ArithmeticTask, model: nn.Module, most: int | None = None) ->
 
     `val_loss`, `token_accuracy` (of tokens foreseen with the right answer before them), `exact_match` (of whole
     answers), `train_exact_match` (on training problems, 10,000 at most); `problems`, `errors` (title -> group ->
-    problems and how many are right), `wrong` (question, answer, right answer), `longer` (problems longer than any trained on).
+    problems and how many are right), `wrong` (question, answer, right answer), `longer` (problems longer than any
+    trained on).
     """
     device = next((part.device for part in model.parameters()), torch.device("cpu"))
     problems = task.split.test[:most]
