@@ -71,11 +71,30 @@ def shakespeare(found: dict[str, Any]) -> list[Row]:
     return [(what, f"**{loss}** in {seconds} s of training, {seeds}")]
 
 
+def arithmetic(found: dict[str, Any]) -> list[Row]:
+    rows = []
+    for name, words in (
+        ("addition", "Sums of two digits, 2,500 learnt and 7,500 asked (100,672 parameters)"),
+        ("addition, three digits", "Sums of three digits, 10,000 learnt of 1,000,000 and 50,000 others asked"),
+    ):
+        case = found["cases"][name]
+        seeds = "seed" if len(case["seeds"]) == 1 else "seeds"
+        rows.append(
+            (
+                f"{words}: whole answers right",
+                f"**{100 * case['exact_match']:.2f} %** after {case['train_seconds']:.1f} s of training"
+                f" (best {100 * case['best']:.2f} %, worst {100 * case['worst']:.2f} %,"
+                f" {seeds} {', '.join(map(str, case['seeds']))})",
+            )
+        )
+    return rows
+
+
 def figures() -> str:
     """The table of figures: what results/ has."""
     lines = ["| what | measured | file |", "| --- | --- | --- |"]
     machine = {}
-    for rows in (time_to_loss, demo, shakespeare, step, sampling, startup):
+    for rows in (time_to_loss, demo, shakespeare, arithmetic, step, sampling, startup):
         name = rows.__name__
         if not (RESULTS / f"{name}.json").exists():
             continue
