@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from handmade.cli.options import Whole
-from handmade.errors import ConfigError
+from handmade.errors import ConfigError, DataError, TokenizerError
 
 if TYPE_CHECKING:
     from handmade.ladder import Climb, Rung
+    from handmade.ladder.board import Board
     from handmade.ladder.summary import About
 
 TABLE, SAMPLES, PICTURE = "ladder.md", "samples.md", "ladder.png"
@@ -67,6 +69,7 @@ def ladder(
         Begin anew where there are results.
     """
     from handmade import ladder as climbing
+    from handmade.progress import moves
 
     if list_:
         show_list()
@@ -78,24 +81,34 @@ def ladder(
         )
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: must be at least 1.")
-    name = introduced(data)
-    folder = out or Path("runs") / f"{name}-ladder"
-    climb = climbing.Climb(
-        data,
-        chosen,
-        tuple(range(seeds)),
-        tokens,
-        minutes,
-        equal,
-        folder,
-        jobs,
-        None if prompt is None else unescaped(prompt),
-        force=force,
-        say=said,
-    )
-    words = command(data, rungs, side, minutes, tokens, equal, seeds, prompt, out)
-    about = show(climb, words)
-    write(climb, folder, about)
+    if equal == "time" and minutes is None:
+        raise ConfigError("--equal time needs --minutes: the time that all the runs together may take.")
+    if prompt == "":
+        raise ConfigError("--prompt: is empty. Leave it out: the first words of the validation part are taken then.")
+    try:
+        name = introduced(data)
+        folder = out or Path("runs") / f"{name}-ladder"
+        climb = climbing.Climb(
+            data,
+            chosen,
+            tuple(range(seeds)),
+            tokens,
+            minutes,
+            equal,
+            folder,
+            jobs,
+            None if prompt is None else unescaped(prompt),
+            force=force,
+            say=said,
+        )
+    except (DataError, TokenizerError) as problem:
+        raise type(problem)(advised(str(problem), data)) from None
+    except ConfigError as problem:
+        raise ConfigError(re.sub(r"^(tokens|minutes|jobs) = ", r"--\1 ", str(problem))) from None
+    board = show(climb, command(data, rungs, side, minutes, tokens, equal, seeds, prompt, out), force)
+    write(climb, folder, board.about)
+    if not moves(board.console):  # where the table did not fill as it was looked at
+        printed(board, 120)
     print(f"\nSaved in {shlex.quote(str(folder))} ({TABLE}, {PICTURE}, {SAMPLES}, {climb.path.name}).")
     return 0
 
@@ -130,6 +143,25 @@ def introduced(data: Sequence[str]) -> str:
     return found[0].name
 
 
+def advised(message: str, data: Sequence[str]) -> str:
+    """A refusal of the text without the options of `handmade train` that this command does not have; and what a list
+    of rungs with spaces in it looks like."""
+    from handmade.ladder import RUNGS, SIDE_RUNGS
+
+    for advice, instead in (
+        (r"try --encoding \S+, or save", "save"),
+        (r"try --encoding \S+\.$", "save it as UTF-8."),
+        (r", or name what it is in with --encoding", ""),
+        (r", or a validation text with --validation", ""),
+        (r", or train with --tokenizer byte, which takes any text", ""),
+    ):
+        message = re.sub(advice, instead, message)
+    stray = [name for name in data if name.strip(",") in {rung.name for rung in (*RUNGS, *SIDE_RUNGS)}]
+    if stray and message.startswith(f"{stray[0]}: no such file"):
+        return f"{stray[0]}: no such file. If a rung is meant: --rungs takes names with commas and no spaces between."
+    return message
+
+
 def unescaped(prompt: str) -> str:
     from handmade.cli.sample import unescape
 
@@ -160,14 +192,14 @@ def command(
     return shlex.join(words)
 
 
-def show(climb: Climb, words: str) -> About:
+def show(climb: Climb, words: str, force: bool = False) -> Board:
     """Climb, and show how it goes."""
-    from handmade.ladder.board import Board
+    from handmade.ladder import board as boards
     from handmade.ladder.summary import About
 
     name = climb.identity["data"]["name"]
     every = [(rung.name, seed) for seed in climb.seeds for rung in climb.rungs]
-    board = Board(
+    board = boards.Board(
         tuple(climb.known.values()), every, About.of(climb.records, name, words), climb.records, workers=climb.jobs
     )
     if not climb.todo():
@@ -184,13 +216,10 @@ def show(climb: Climb, words: str) -> About:
                 board.end(record)
     except KeyboardInterrupt:
         print(f"\nStopped. {board.done} of {len(every)} runs are done and kept in {climb.path}.", file=sys.stderr)
-        print("go on: the same words again", file=sys.stderr)
+        print("go on: the same words again" + ", without --force" * force, file=sys.stderr)
         raise
-    if board.live is None and not board.console.is_terminal:
-        from rich.console import Console
-
-        Console(width=120, highlight=False).print(board)
-    return About.of(climb.records, name, words)
+    board.about = About.of(climb.records, name, words)
+    return board
 
 
 def write(climb: Climb, folder: Path, about: About) -> None:
@@ -206,21 +235,34 @@ def write(climb: Climb, folder: Path, about: About) -> None:
     picture.draw(rows, folder / PICTURE, about, LINE)
 
 
+def printed(what: object, width: int | None = None) -> None:
+    """Print what rich can show. Raises BrokenPipeError where the reader has gone, which `main` answers."""
+    from rich.console import Console
+
+    class Printer(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would end the process here, as one that failed
+
+    Printer(width=width, highlight=False).print(what)
+
+
 def show_list() -> None:
-    """Every rung in a sentence, with its source."""
+    """Every rung in a sentence, with its source; on a narrow terminal, below its name."""
     from rich.console import Console
     from rich.table import Table
 
     from handmade.ladder import RUNGS, SIDE_RUNGS
 
-    console = Console(highlight=False)
+    wide = Console().width >= 60
     for title, rungs in (("climbed, in this order", RUNGS), ("side rungs (--side)", SIDE_RUNGS)):
         table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
         table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True)
+        if wide:
+            table.add_column(no_wrap=True)
         table.add_column()
         for number, rung in enumerate(rungs, 1):
             label = f"S{number}" if rung.side else str(number)
-            table.add_row(label, rung.name, f"{rung.idea}\n[dim]{rung.source}[/dim]")
-        console.print(table)
-        console.print()
+            explained = f"{rung.idea}\n[dim]{rung.source}[/dim]"
+            table.add_row(*((label, rung.name, explained) if wide else (label, f"{rung.name}\n{explained}")))
+        printed(table)
+        print()

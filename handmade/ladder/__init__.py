@@ -9,7 +9,7 @@
 A rung of one's own:
 
     mine = ladder.Rung(
-        "narrow", "half as wide", "layer-norm", "Does the width matter?", "me", {"model.width": 64}, learning_rate=0.004
+        "narrow", "half as wide", "layer-norm", "Does the width matter?", "me", {"model.width": 32}, learning_rate=0.004
     )
     ladder.Climb("mybook.txt", rungs=[ladder.find("layer-norm"), mine])
 """

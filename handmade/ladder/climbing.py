@@ -19,14 +19,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import handmade
 from handmade import data, machine
-from handmade.errors import ConfigError, ResourceError
+from handmade.errors import ConfigError, ResourceError, TokenizerError
 from handmade.ladder import records, runs, summary
 from handmade.ladder.rungs import CONTEXT, RUNGS, SIDE_RUNGS, Rung, Settings, settings
 from handmade.ladder.runs import Order, Source, Speed
@@ -42,7 +42,8 @@ class Climb:
     `tokens`: what every run sees. `minutes`: for all of the climb instead; how much a run gets follows, by measuring
     every rung. `equal`: whether runs are equal in "tokens" or in "time". `folder`: where ladder.jsonl is; None keeps
     the records in memory. `jobs`: runs side by side, each in a process with one thread; 1 stays in this process, and
-    None takes the processor's cores. `force` begins anew where there are results.
+    None takes the processor's cores. `force` begins anew where there are results; they are there until the first run
+    begins. `say` takes what a person should know, as a label and a sentence.
 
     Raises DataError for the text, ConfigError for rungs and budgets that cannot be, RunError for results that are not
     of this climb.
@@ -66,7 +67,7 @@ class Climb:
     ) -> None:
         self.began = time.perf_counter()
         self.rungs, self.seeds, self.equal, self.minutes = tuple(rungs), tuple(seeds), equal, minutes
-        self._check(tokens)
+        self._check(tokens, jobs)
         self.known = {rung.name: rung for rung in (*RUNGS, *SIDE_RUNGS, *self.rungs)}
         self.settings: dict[str, Settings] = {
             name: settings(rung, self.known.values()) for name, rung in self.known.items()
@@ -77,18 +78,20 @@ class Climb:
         if sentence:
             say("context", sentence)
         self.prompt = first_words(self.text) if prompt is None else prompt
-        self.text.tokenizer.encode(self.prompt)  # raises TokenizerError for what the text does not have
+        try:
+            self.text.tokenizer.encode(self.prompt)
+        except TokenizerError as problem:  # what the text does not have
+            raise TokenizerError(f"prompt: {problem}") from None
         self.path = None if folder is None else Path(folder) / records.NAME
-        if force and self.path is not None:
-            self.path.unlink(missing_ok=True)
-        self.records = [] if self.path is None else records.read(self.path)
-        self._adopt(tokens)
-        if jobs is not None and jobs < 1:
-            raise ConfigError(f"jobs = {jobs}: must be at least 1.")
+        self.anew = force
+        if self.path is not None:
+            records.require_place(self.path)
+        self.records = [] if self.path is None or force else records.read(self.path)
+        self._adopt(tokens, say)
         self.jobs = jobs or machine.cores()
         self.speeds: dict[str, Speed] = {}
 
-    def _check(self, tokens: int | None) -> None:
+    def _check(self, tokens: int | None, jobs: int | None) -> None:
         names = [rung.name for rung in self.rungs]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -105,8 +108,12 @@ class Climb:
             raise ConfigError("tokens and minutes both say how long to train. Give one of them.")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise ConfigError(f"minutes = {self.minutes:g}: must be a number above 0.")
+        if tokens is not None and tokens < 1:
+            raise ConfigError(f"tokens = {tokens}: must be at least 1.")
+        if jobs is not None and jobs < 1:
+            raise ConfigError(f"jobs = {jobs}: must be at least 1.")
 
-    def _adopt(self, tokens: int | None) -> None:
+    def _adopt(self, tokens: int | None, say: Callable[[str, str], None]) -> None:
         """Take the budget of the results that are there, when the climb was given by time: it cannot be measured
         twice to the same number. Refuse them where they are of something else."""
         self.budget: dict[str, Any] | None = None
@@ -124,13 +131,15 @@ class Climb:
             records.require_settings(self.path, self.records, {rung.name: self.decided(rung) for rung in self.rungs})
         if self.budget is not None and self.equal == "tokens":
             self._require_steps()
+        if self.budget is not None and self.minutes is not None:
+            say("budget", f"{summary.budget(self.budget)}, as the results in {self.path} have it")
 
     @property
     def identity(self) -> dict[str, Any]:
         """What all records of a file have in common."""
         return {
             "data": {
-                "name": ", ".join(Path(name).name for name in self.source.data),
+                "name": ", ".join(os.path.basename(os.path.abspath(name)) for name in self.source.data),
                 "fingerprint": self.text.fingerprint,
                 "train_tokens": len(self.text.train),
                 "validation_tokens": len(self.text.validation),
@@ -214,10 +223,11 @@ class Climb:
             self.budget = {"equal": "tokens", "tokens": max(1, int(tokens // least * least))}
             enough = tokens >= least
         if not enough:
+            rungs, seeds = len(self.rungs), len(self.seeds)
             raise ConfigError(
-                f"{self.minutes:g} minutes: too few for one step of every run. {len(self.rungs)} rungs with"
-                f" {len(self.seeds)} seeds need {math.ceil(100 * needed) / 100:g} minutes at least; fewer --rungs or"
-                " --seeds need less."
+                f"{self.minutes:g} minutes: too few for one step of every run. {rungs} rung{'s' * (rungs > 1)} with"
+                f" {seeds} seed{'s' * (seeds > 1)} need{'s' * (rungs == 1)} {math.ceil(100 * needed) / 100:g} minutes"
+                " at least; fewer --rungs or --seeds need less."
             )
 
     # ----------------------------------------------------------------------------------------------------------
@@ -261,6 +271,12 @@ class Climb:
         self.speeds.update({name: measured[one].result() for name, one in alike.items()})
         if self.budget is None:
             self._lay_out()
+        with nullcontext() if self.path is None else records.held(self.path, self.anew):
+            self.anew = False
+            yield from self._make(send, begin)
+
+    def _make(self, send: Send, begin: Callable[[str, int], None]) -> Iterator[dict[str, Any]]:
+        """The runs that are not done, as many at once as there are jobs."""
         waiting = self.todo()
         under_way: dict[Future[dict[str, Any]], tuple[Rung, int]] = {}
         while waiting or under_way:

@@ -75,7 +75,7 @@ class Rung:
     """One field: {"model.heads": 4} or {"train.optimizer": "muon"}. Or another family, {"family": "gpt", "model":
     {...}}; the family is a name of `handmade.models.FAMILIES` or a pair (model class, config class)."""
     learning_rate: float | None = None
-    """Peak rate; None for a rung that only counts. Chosen on a seed that is not reported: `climbing.tune`."""
+    """Peak rate; None for a rung that only counts. Chosen on a seed that is not reported: `tuning.tune`."""
     side: bool = False
     """Answers a question, and is not climbed: no other rung stands on it, unless it is a side rung too."""
     as_long_as_parent: bool = False
@@ -264,7 +264,7 @@ RUNGS: tuple[Rung, ...] = (
         "mean of the past",
         "neural-bigram",
         "Every position sees the mean of all before it: attention without queries and keys.",
-        "the uniform weights of Bahdanau et al. 2015, equation 5 (arXiv:1409.0473)",
+        "Bahdanau et al. 2015, equation 5 (arXiv:1409.0473), with all weights equal",
         {"family": "gpt", "model": GPT_START},
         learning_rate=0.004,
     ),
@@ -345,7 +345,7 @@ RUNGS: tuple[Rung, ...] = (
         "GPT-2's initialisation",
         "dropout",
         "Weights start small, N(0, 0.02), and what writes into the stream smaller with depth.",
-        f"{GPT2}, section 2.3",
+        f"{GPT2}, section 2.3; N(0, 0.02): Radford et al. 2018, section 4.1",
         {"model.initialization": "gpt2"},
         learning_rate=0.004,
     ),
@@ -372,7 +372,7 @@ RUNGS: tuple[Rung, ...] = (
         "warm-up and cosine",
         "tied-head",
         "The rate rises at first and then falls along a cosine, instead of staying where it is.",
-        "Loshchilov and Hutter 2017, equation 5 (arXiv:1608.03983)",
+        "Loshchilov and Hutter 2017, equation 5 (arXiv:1608.03983); Goyal et al. 2017, section 2.2 (arXiv:1706.02677)",
         {"train.schedule": "warm-up and cosine"},
         learning_rate=0.008,
     ),

@@ -5,7 +5,7 @@
     best_rate(tried["residual"])                   # 0.004
 
 The grid goes in factors of two from the rate that the rung has. Where the best one lies at an end, it is made longer
-there, so the best is always between two that are worse.
+there, up to four times; `further` of what was tried is empty once the best is between two that are worse.
 """
 
 from __future__ import annotations
