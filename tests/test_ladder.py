@@ -514,7 +514,7 @@ def test_the_command_says_what_is_wrong(text, tmp_path, monkeypatch, capsys):
     short.write_text("ab")
     latin, wide = tmp_path / "latin.txt", tmp_path / "wide.txt"
     latin.write_bytes(("café " * 1000).encode("latin-1"))
-    wide.write_bytes(TEXT.encode("utf-16"))
+    wide.write_bytes(TEXT.encode("utf-16-le"))  # without the mark that says so
     for words, expected in [
         ([text, "--rungs", "one-hed"], "No rung 'one-hed'. Did you mean one-head?"),
         ([text, "--rungs", ","], "--rungs: names no rung"),
