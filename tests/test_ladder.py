@@ -227,6 +227,15 @@ def test_a_record_says_all_there_is(text):
     assert record["data"]["train_tokens"] == len(TEXT) - 460
 
 
+def test_a_run_that_diverges_says_so_and_the_climb_goes_on(text):
+    wild = dataclasses.replace(find("neural-bigram"), name="wild", learning_rate=1e38)
+    made = Climb(text, [find("neural-bigram"), wild, find("uniform")], (0,), tokens=4096, jobs=1)
+    found = {record["rung"]: record["val_loss"] for record in made.run()}
+    assert found["wild"] is None
+    assert found["neural-bigram"] < found["uniform"]
+    assert {row.name: row.mean for row in made.rows()}["wild"] == math.inf
+
+
 def order(name: str, text: str, **model) -> Order:
     settings = ladder.settings(find(name))
     settings = dataclasses.replace(settings, model={**settings.model, **model})

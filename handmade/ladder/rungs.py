@@ -113,7 +113,7 @@ class Settings:
 
 def settings(rung: Rung, rungs: Iterable[Rung] | None = None) -> Settings:
     """The settings of a rung: its parent's, with its change. Raises ConfigError for a parent that is not among
-    `rungs` (by default all that there are), a circle, or a change that is none."""
+    `rungs` (by default all that there are), a circle, or a change that is no single field."""
     known = {one.name: one for one in (RUNGS + SIDE_RUNGS if rungs is None else rungs)}
     line = [rung]
     while "family" not in line[-1].change:

@@ -109,7 +109,7 @@ def make(order: Order, stopped: Callable[[], bool] = lambda: False) -> dict[str,
     """Make the run. Returns its figures: `val_loss`, `bits_per_byte`, `parameters`, `tokens`, `steps`,
     `train_seconds`, `tokens_per_second`, `seconds`, `sample`.
 
-    Raises Stopped when `stopped` says so, TrainingError when the loss does not stay finite.
+    `val_loss` is None where training diverged. Raises Stopped when `stopped` says so.
     """
     began, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(1)
@@ -123,24 +123,32 @@ def make(order: Order, stopped: Callable[[], bool] = lambda: False) -> dict[str,
 
 
 def train(order: Order, stopped: Callable[[], bool]) -> dict[str, Any]:
-    """A run that learns. The loss is that of the last weights, not the best: nothing is selected."""
+    """A run that learns. The loss is that of the last weights, not the best: nothing is selected.
+
+    A run whose loss did not stay finite has diverged, and has no loss: the trainer would go back and halve its rate,
+    and then it would be a run with another rate than it says.
+    """
     trainer, loss, bits = trainer_of(order), math.nan, math.nan
-    for report in trainer.steps():
-        if stopped():
-            raise Stopped
-        if report.scores:
-            loss, bits = report.scores["val_loss"], report.scores["bits_per_byte"]
-    if not math.isfinite(loss):
-        raise TrainingError("the validation loss is not a finite number.")
+    try:
+        for report in trainer.steps():
+            if stopped():
+                raise Stopped
+            if trainer.rollbacks:
+                break
+            if report.scores:
+                loss, bits = report.scores["val_loss"], report.scores["bits_per_byte"]
+    except TrainingError:
+        loss = math.nan
+    held = math.isfinite(loss)
     return {
-        "val_loss": loss,
-        "bits_per_byte": bits,
+        "val_loss": loss if held else None,
+        "bits_per_byte": bits if held else None,
         "parameters": parameter_count(trainer.model),
         "tokens": trainer.tokens,
-        "steps": trainer.step,
+        "steps": trainer.step if held else order.steps,
         "train_seconds": round(trainer.train_seconds, 5),
         "tokens_per_second": round(trainer.tokens / trainer.train_seconds, 1),
-        "sample": sample(trainer.model, order),
+        "sample": sample(trainer.model, order) if held else "",
     }
 
 

@@ -11,6 +11,7 @@ there, up to four times; `further` of what was tried is empty once the best is b
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -48,7 +49,8 @@ def tune(
         for record in climb.run():
             watch(record)
         for record in climb.records:
-            tried.setdefault(record["rung"].partition("@")[0], {})[record["learning_rate"]] = record["val_loss"]
+            loss = math.inf if record["val_loss"] is None else record["val_loss"]  # diverged: worse than any
+            tried.setdefault(record["rung"].partition("@")[0], {})[record["learning_rate"]] = loss
         wanted = {name: further(tried[name]) for name in learnt}
     return tried
 
