@@ -611,12 +611,12 @@ def test_ctrl_c_and_kill_leave_no_process_and_lose_nothing(text, tmp_path):
         pytest.fail(f"the workers did not begin: {process.stderr.read()}")
 
     def all_gone(children: list[psutil.Process]) -> bool:
-        _, alive = psutil.wait_procs(children, timeout=30)
+        _, alive = psutil.wait_procs(children, timeout=120)
         return not alive
 
     process, children = start()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to all of them
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=200)[1]
     assert process.returncode == 130
     assert "Traceback" not in said
     assert "go on" in said
