@@ -74,6 +74,8 @@ class Climb:
         }
         self.source = Source((text,) if isinstance(text, str) else tuple(text), tokenizer)
         self.text = runs.open_text(self.source)
+        for note in self.text.notes:
+            say("left out", note)
         self.context, sentence = data.fit_context(len(self.text.train), context)
         if sentence:
             say("context", sentence)
@@ -214,9 +216,7 @@ class Climb:
             self.budget = {"equal": "time", "seconds": round(share, 2)}
             enough = share >= least
         else:
-            a_token = sum(
-                seconds / self.tokens_in_step(rung) for rung, seconds in zip(learnt, step.values(), strict=True)
-            )
+            a_token = sum(step[rung.name] / self.tokens_in_step(rung) for rung in learnt)
             least = max((self.tokens_in_step(rung) for rung in learnt), default=1)
             needed = (runs_of_each * (a_token * least + fixed) + spent) / 60
             tokens = left / (runs_of_each * a_token) if learnt else least

@@ -23,13 +23,13 @@ from handmade.ladder.rungs import SCHEDULES, Settings
 from handmade.models import parameter_count
 from handmade.optimizers import OptimizerConfig
 from handmade.randomness import seeded
+from handmade.sources import VALIDATION_AT_MOST
 from handmade.tasks.language import LanguageTask, bits_per_byte
 from handmade.training import TrainConfig, Trainer
 from handmade.writing import generate_text
 
 SAMPLE_TOKENS, SAMPLE_SEED = 240, 0
 SAMPLING = SamplingConfig(temperature=0.8)
-LARGEST_VALIDATION = 250_000  # bytes, as `handmade train` has it: more of a large text takes longer than training
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def open_text(source: Source) -> TextData:
         files,
         corpora.cache_folder() / "tokens",
         source.tokenizer,
-        fraction=min(0.1, LARGEST_VALIDATION / max(1, size)),
+        fraction=min(0.1, VALIDATION_AT_MOST / max(1, size)),
     )
 
 
