@@ -74,7 +74,7 @@ def shakespeare(found: dict[str, Any]) -> list[Row]:
 def arithmetic(found: dict[str, Any]) -> list[Row]:
     rows = []
     for name, words in (
-        ("addition", "Sums of two digits, 2,500 learnt and 7,500 asked (100,672 parameters)"),
+        ("addition, fresh splits", "Sums of two digits, 2,500 learnt and 7,500 asked (100,672 parameters)"),
         ("addition, three digits", "Sums of three digits, 10,000 learnt of 1,000,000 and 50,000 others asked"),
     ):
         case = found["cases"][name]
