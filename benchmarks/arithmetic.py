@@ -73,8 +73,13 @@ def main(cases: Sequence[str] = tuple(CASES)) -> None:
                 f" of tokens, after {found['train_seconds']:.1f} s",
                 flush=True,
             )
-            kept = {**done(), key: found}  # read again: another call may have made other cases meanwhile
-            save("arithmetic", "exact match on whole answers to problems never seen", figures(kept))
+            keep({**done(), key: found})  # read again: another call may have made other cases meanwhile
+    keep(done())  # where nothing was left to do, the summary is that of the cases there are now
+
+
+def keep(runs: dict[str, Any]) -> None:
+    """Write the runs and their summary."""
+    save("arithmetic", "exact match on whole answers to problems never seen", figures(runs))
 
 
 def done() -> dict[str, Any]:
