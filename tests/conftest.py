@@ -15,6 +15,9 @@ torch.set_num_threads(1)
 # not here, nor in the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# With it nothing waits in a buffer, and what goes wrong when the buffer is written at the end is not seen.
+os.environ.pop("PYTHONUNBUFFERED", None)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` run where there is one."""

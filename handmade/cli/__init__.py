@@ -10,8 +10,10 @@ traceback, exit code 1.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, get_args
 
 import handmade
@@ -69,6 +71,9 @@ def main(words: Sequence[str] | None = None) -> None:
         code = INTERRUPTED
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         code = PIPE_CLOSED
+        # What is still in the buffer would be written when Python ends, and fail a second time.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if code:
         raise SystemExit(code)
 
