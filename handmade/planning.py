@@ -193,7 +193,7 @@ def seconds_to_score(trainer: Trainer, task: RunTask) -> float:
             began = time.perf_counter()
             float(task.logits(trainer.model, batch.to(trainer.device)).sum())
             seconds = time.perf_counter() - began
-    return seconds * task.positions / batch.inputs.numel()
+    return seconds * task.positions / batch.tokens
 
 
 def lay_out(trainer: Trainer, seconds: float, measured: Measured, asked: Collection[str] = ()) -> None:

@@ -35,7 +35,7 @@ from handmade.optimizers import OptimizerConfig, build_optimizers
 from handmade.randomness import DropoutGenerator, seeded
 from handmade.reports import Report
 from handmade.schedules import ScheduleConfig
-from handmade.tasks import Batch, Task
+from handmade.tasks.base import Drawn, Task
 
 BAD_STEPS = 3  # steps in a row with a non-finite loss or gradient before the run goes back
 ROLLBACKS = 5  # times it goes back before it gives up
@@ -132,7 +132,7 @@ class Trainer:
         self.owner = False  # whether what is in the folder is of this run
         self.best_in_model = False  # put there by `train`, where the weights being trained were
         self.held: BinaryIO | None = None  # while open, no other process may train in the folder
-        self.loss_of: Callable[[Tensor, Tensor], Tensor] = self._loss_of
+        self.loss_of: Callable[[Drawn], Tensor] = self._loss_of
         self.compiled = False
         if config.compile == "yes":
             self.compile()
@@ -216,7 +216,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         with self.dropout.lent():
             for batch in batches:
-                share = self.loss_of(*batch.to(self.device)) / scored
+                share = self.loss_of(batch.to(self.device)) / scored
                 (share * self.loss_scale).backward()
                 total += share.detach()
         norm = self.clip_gradients()
@@ -228,26 +228,25 @@ class Trainer:
                 self.average.update(self.step + 1)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        return loss, norm, rate, sum(batch.inputs.numel() for batch in batches)
+        return loss, norm, rate, sum(batch.tokens for batch in batches)
 
-    def draw(self) -> list[Batch]:
+    def draw(self) -> list[Drawn]:
         """The micro-batches of a step, drawn before any is used: the loss is divided by the targets of all."""
         batches = [self.task.batch(self.config.batch, self.data)]
         wanted = self.config.tokens_per_step or 0
-        while sum(batch.inputs.numel() for batch in batches) < wanted:
+        while sum(batch.tokens for batch in batches) < wanted:
             batches.append(self.task.batch(self.config.batch, self.data))
         return batches
 
     def tokens_in_step(self) -> int:
         """Tokens that a step sees; what is drawn to find out is put back."""
         before = self.data.get_state()
-        tokens = sum(batch.inputs.numel() for batch in self.draw())
+        tokens = sum(batch.tokens for batch in self.draw())
         self.data.set_state(before)
         return tokens
 
-    def _loss_of(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _loss_of(self, batch: Drawn) -> Tensor:
         """The sum over the scored targets of a micro-batch, in nats."""
-        batch = Batch(inputs, targets)
         with self.autocast():
             logits = self.task.logits(self.model, batch)
         return self.task.loss(logits, batch)

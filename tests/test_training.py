@@ -223,7 +223,7 @@ def test_in_bfloat16_only_the_products_are() -> None:
 
 def test_a_model_that_uses_no_parameter_is_refused() -> None:
     trainer = small_trainer()
-    trainer.loss_of = lambda inputs, targets: torch.zeros((), requires_grad=True)
+    trainer.loss_of = lambda batch: torch.zeros((), requires_grad=True)
     with pytest.raises(TrainingError, match="does not use its parameters"):
         next(trainer.steps())
 

@@ -19,6 +19,21 @@ Say = Callable[[str, str], None]
 """Called with a label and a sentence for the person."""
 
 
+class Drawn(Protocol):
+    """A batch, as the trainer knows it. A NamedTuple of tensors, so that torch.compile can take it apart."""
+
+    def to(self, device: torch.device) -> Any:
+        """The batch on `device`; to a GPU without waiting for it."""
+
+    @property
+    def scored(self) -> int:
+        """Targets that count."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model reads, padding and all."""
+
+
 class Batch(NamedTuple):
     """Inputs (B, T) int64 and what should come out, (B, T) int64; a target that is not scored is -100."""
 
@@ -27,27 +42,36 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """On `device`; to a GPU without waiting for it."""
-        if device.type == "cpu":
-            return self
-        pinned = (part.pin_memory() if device.type == "cuda" else part for part in self)
-        return Batch(*(part.to(device, non_blocking=True) for part in pinned))
+        return Batch(*(moved(part, device) for part in self))
 
     @property
     def scored(self) -> int:
         """Targets that count."""
         return int((self.targets != -100).sum())
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model reads."""
+        return self.inputs.numel()
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A part of a batch on `device`; to a GPU without waiting for it."""
+    if device.type == "cpu":
+        return tensor
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
 
 class Task(Protocol):
     """What stands between data and model: all that the trainer knows."""
 
-    def batch(self, rows: int, generator: torch.Generator) -> Batch:
-        """The next `rows` rows of training, drawn from `generator` and nothing else."""
+    def batch(self, rows: int, generator: torch.Generator) -> Any:
+        """A `Drawn`: the next `rows` rows of training, drawn from `generator` and nothing else."""
 
-    def logits(self, model: Any, batch: Batch) -> Tensor:
+    def logits(self, model: Any, batch: Any) -> Tensor:
         """What the model says to a batch: (B, T, V)."""
 
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+    def loss(self, logits: Tensor, batch: Any) -> Tensor:
         """The *sum* over the scored targets, in nats, float32. The trainer divides by their number, over all
         micro-batches of a step: a mean of means is wrong as soon as anything is masked."""
 
@@ -98,7 +122,7 @@ class RunTask(Task, Protocol):
     def positions(self) -> int:
         """How many positions `walk` goes through."""
 
-    def walk(self) -> Iterator[Batch]:
+    def walk(self) -> Iterator[Any]:
         """The validation part, in the batches that `score` takes."""
 
     @classmethod
@@ -173,4 +197,4 @@ def in_columns(rows: Sequence[tuple[str, str]]) -> list[str]:
     return lines
 
 
-__all__ = ["Batch", "Choice", "GeneratedTask", "RunTask", "Say", "Tables", "Task", "in_columns"]
+__all__ = ["Batch", "Choice", "Drawn", "GeneratedTask", "RunTask", "Say", "Tables", "Task", "in_columns", "moved"]
