@@ -238,7 +238,7 @@ def _steps(
         draws = None
         if sampling.temperature > 0:
             draws = torch.tensor([sources[row].random() for row in active], dtype=torch.float64)
-        with _evaluating(modules):
+        with evaluating(modules):
             chosen = _next(model, fed, memory, starts, sampling, draws)
         step: list[int | None] = [None] * len(windows)
         going = []
@@ -288,7 +288,7 @@ def _next(
 
 
 @contextmanager
-def _evaluating(modules: list[nn.Module]) -> Iterator[None]:
+def evaluating(modules: list[nn.Module]) -> Iterator[None]:
     """Dropout off inside. Between two steps of a stream the caller may train: the mode is put back at once."""
     training = [module for module in modules if module.training]
     for module in training:
@@ -344,7 +344,7 @@ def greedy(model: nn.Module, prompts: Tensor, tokens: int, end: int | None = Non
     memory: Any = model.new_cache(len(prompts))  # type: ignore[operator]
     fed, found = prompts, []
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=prompts.device)
-    with _evaluating(list(model.modules())):
+    with evaluating(list(model.modules())):
         for _ in range(tokens):
             chosen = _next(model, fed, memory, None, likeliest, None)
             if end is not None:

@@ -32,7 +32,7 @@ FLOORS = {
         "averaging",
     ],
     2: ["models", "presets"],
-    3: ["generation", "writing", "checkpoint", "reports"],
+    3: ["generation", "translating", "writing", "checkpoint", "reports"],
     4: ["tasks"],
     5: ["evaluation", "run"],
     6: ["training", "planning", "settings", "request", "rehearsal", "sources", "jobs", "curve", "accuracy", "progress"],
