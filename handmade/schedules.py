@@ -26,19 +26,22 @@ FIRST = 0.01  # where warm-up begins, as a share of the peak
 class ScheduleConfig(Config):
     """The shape of the learning rate over training. Lengths are fractions of training, not steps."""
 
-    name: Literal["constant", "cosine", "linear", "stable-then-decay"] = "cosine"
-    """What follows the warm-up: the peak, half a cosine down, a line down, or the peak and then a line down."""
+    name: Literal["constant", "cosine", "linear", "stable-then-decay", "inverse-root"] = "cosine"
+    """What follows the warm-up: the peak, half a cosine down, a line down, the peak and then a line down, or one over
+    the root of the step, as Vaswani et al. 2017 had it."""
     warmup: float = 0.05
     """Fraction of training in which the rate rises in a line to its peak."""
     decay: float = 0.6
     """Fraction of training, at its end, in which "stable-then-decay" goes down."""
     final: float = 0.1
-    """Where the rate ends, as a share of the peak. "constant" ends at the peak."""
+    """Where the rate ends, as a share of the peak. "constant" ends at the peak, "inverse-root" where the root says."""
 
     def check(self) -> None:
         self.require("warmup", 0 <= self.warmup < 1, "from 0 up to, not including, 1")
         self.require("final", 0 <= self.final <= 1, "from 0 to 1")
         self.require("decay", 0 < self.decay <= 1, "above 0 and up to 1")
+        if self.name == "inverse-root":
+            self.require("warmup", self.warmup > 0, "above 0: the root counts from its end")
         if self.name == "stable-then-decay":
             right = f"at most 1 - warmup = {1 - self.warmup:g}"
             self.require("decay", self.warmup + self.decay <= 1 + 1e-9, right)
@@ -56,6 +59,8 @@ def multiplier(config: ScheduleConfig, fraction: float) -> float:
     after = (fraction - config.warmup) / (1 - config.warmup)  # share of what follows the warm-up
     if config.name == "constant":
         return 1.0
+    if config.name == "inverse-root":
+        return inverse_root(fraction, config.warmup)
     if config.name == "cosine":
         return config.final + (1 - config.final) * cosine(after)
     if config.name == "linear":
@@ -73,6 +78,16 @@ def cosine(fraction: float) -> float:
 def linear(fraction: float) -> float:
     """From 1 to 0 in a line."""
     return 1 - fraction
+
+
+def inverse_root(fraction: float, warmup: float) -> float:
+    """From 1 at the end of the warm-up along 1 / sqrt(step): sqrt(warm-up / x), steps as fractions of training.
+
+    With a peak of width^-0.5 (warm-up steps)^-0.5 and the line of the warm-up it is
+    rate = width^-0.5 min(step^-0.5, step (warm-up steps)^-1.5).
+    Source: Vaswani et al. 2017, section 5.3, equation 3 (arXiv:1706.03762).
+    """
+    return math.sqrt(warmup / fraction)
 
 
 def apply(optimizers: Iterable[torch.optim.Optimizer], config: ScheduleConfig, fraction: float) -> dict[str, float]:

@@ -79,12 +79,31 @@ def test_stable_then_decay_equals_torch_in_pieces() -> None:
         ("cosine", [0.01, 0.505, 1.0, 0.75 + 0.25 * math.cos(math.pi / 4), 0.75, 0.5]),
         ("linear", [0.01, 0.505, 1.0, 0.875, 0.75, 0.5]),
         ("stable-then-decay", [0.01, 0.505, 1.0, 1.0, 0.9, 0.5]),
+        ("inverse-root", [0.01, 0.505, 1.0, 0.5**0.5, (1 / 3) ** 0.5, 0.2**0.5]),
     ],
 )
 def test_values_by_hand(name: str, expected: list[float]) -> None:
     config = ScheduleConfig(name=name, warmup=0.2, decay=0.5, final=0.5)  # type: ignore[arg-type]
     found = [multiplier(config, fraction) for fraction in (0.0, 0.1, 0.2, 0.4, 0.6, 1.0)]
     assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_schedule_of_2017_is_that_of_the_paper() -> None:
+    """Vaswani et al. 2017, equation 3, with steps counted from 1: rate = d^-0.5 min(step^-0.5, step warmup^-1.5)."""
+    width, warmup, steps = 512, 400, 10_000
+    config = ScheduleConfig(name="inverse-root", warmup=warmup / steps)
+    peak = width**-0.5 * warmup**-0.5
+    for step in (100, 200, 400, 401, 1000, 9999):
+        theirs = width**-0.5 * min(step**-0.5, step * warmup**-1.5)
+        # Ours begins at a hundredth of the peak, not at nothing.
+        assert peak * multiplier(config, step / steps) == pytest.approx(theirs, abs=0.01 * peak)
+        if step >= warmup:
+            assert peak * multiplier(config, step / steps) == pytest.approx(theirs, rel=1e-12)
+
+
+def test_a_root_that_counts_from_nothing_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="warmup"):
+        ScheduleConfig(name="inverse-root", warmup=0.0)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
