@@ -65,20 +65,47 @@ class SampleOptions(Options):
 DEFAULTS = SampleOptions()
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TranslationOptions(Options):
+    """How a run of translation searches. Without them it does as it was trained to."""
+
+    beams: Whole | None = None
+    """Translations of a sentence that are followed at once; 1 takes the likeliest token each time."""
+    n_best: Whole = 1
+    """So many translations of a sentence, best first, each with its score."""
+    split: Annotated[bool, Parameter(show_default=False)] = False
+    """Translate a text of several sentences sentence by sentence."""
+    attention: Annotated[Path | None, Parameter(show_default=False)] = None
+    """Draw where the model looked at each word that it wrote, into this PNG file."""
+
+    def check(self) -> None:
+        self.require("beams", self.beams is None or self.beams >= 1, "at least 1")
+        self.require("n_best", self.n_best >= 1, "at least 1")
+        enough = self.beams is None or self.n_best <= self.beams
+        self.require("n_best", enough, f"at most --beams = {self.beams}")
+
+
+AS_TRAINED = TranslationOptions()
+
+
 def sample(
     run: Path,
     /,
     *,
     prompt: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True, show_default=False)] = (),
     options: SampleOptions = DEFAULTS,
+    translation: TranslationOptions = AS_TRAINED,
 ) -> None:
-    """Let the model of a run write; that of a task answers.
+    """Let the model of a run write; that of a task answers, or translates.
 
     A text is its prompt and how the model goes on; a line of three dashes
     stands between two. Without --prompt, prompts are asked for line by line
     (Ctrl-C ends a text, Ctrl-D leaves). Piped in, each line of standard input
     is a prompt. With an empty prompt the model begins by itself.
-    The model of a task takes problems and writes an answer in a line each.
+    The model of a task takes problems and writes an answer in a line each, that
+    of a translation sentences. Options of the draw have it draw translations;
+    otherwise it searches for the best.
 
     Parameters
     ----------
@@ -88,10 +115,16 @@ def sample(
         What the text begins with. May be given several times. \\n is a line break, \\t a tab, \\\\ a backslash.
     """
     writer = Writer(run, options)
-    if not writer.run.continues:
+    if writer.run.translates:
+        writer = Translator(writer.run, options, translation)
+    elif translation != AS_TRAINED:
+        raise ConfigError(f"{', '.join(changed(translation, AS_TRAINED))}: {run} does not translate. Leave it out.")
+    elif not writer.run.continues:
         writer = Answerer(writer.run, options)
     if prompt:
         writer.write([unescape(text) for text in prompt])
+    elif writer.pictures:
+        raise ConfigError("--attention draws the sentences of --prompt. Give one or several.")
     elif sys.stdin.isatty():
         converse(writer)
     else:
@@ -107,6 +140,9 @@ def sample(
 class Writer:
     """Writes texts to standard output. The texts of a session are numbered and each has the draws of its number, so
     that a prompt given again goes on in another way, and a session with the same seed is the same."""
+
+    pictures = False
+    """Whether what is written is to be drawn too."""
 
     def __init__(self, folder: Path, options: SampleOptions) -> None:
         try:
@@ -189,11 +225,7 @@ class Answerer(Writer):
     """Writes the answers to problems, a line each: what is likeliest, so that there is nothing to draw."""
 
     def __init__(self, run: Run, options: SampleOptions) -> None:
-        other = [
-            f"--{name.replace('_', '-')}"
-            for name, value in vars(options).items()
-            if name != "device" and value != getattr(DEFAULTS, name)
-        ]
+        other = changed(options, DEFAULTS)
         if other:
             raise ConfigError(f"{', '.join(other)}: {run.task.name} answers what is likeliest. Leave it out.")
         self.run, self.options = run, options
@@ -207,6 +239,73 @@ class Answerer(Writer):
         for answer in self.run.answers(prompts):
             self.put(answer + "\n")
             self.texts += 1
+
+
+class Translator(Writer):
+    """Writes translations, a line each: the best that is found, or what is drawn where options of the draw are given.
+    Several of a sentence are written with their scores, and a line of three dashes stands between two sentences."""
+
+    def __init__(self, run: Run, options: SampleOptions, how: TranslationOptions) -> None:
+        draws = [name for name in changed(options, DEFAULTS) if name not in ("--seed", "--tokens")]
+        if "--stop" in draws:
+            raise ConfigError("--stop: a translation ends where the model ends it. Leave it out.")
+        for name, asked in (("--beams", how.beams not in (None, 1)), ("--n-best", how.n_best > 1)):
+            if draws and asked:
+                raise ConfigError(f"{name}: searches, and {', '.join(draws)} draws. Leave one of them out.")
+        self.run, self.options, self.how = run, options, how
+        try:
+            self.sampling = options.sampling() if draws else None
+        except ConfigError as problem:
+            raise ConfigError(as_options(problem)) from None
+        self.pictures = how.attention is not None
+        self.terminal = sys.stdout.isatty()
+        self.texts = 0
+
+    def write(self, prompts: list[str]) -> None:
+        """Raises ConfigError, TokenizerError for what cannot be translated, before anything is written."""
+        from handmade.generation import row_seed
+
+        wanted = [prompt for prompt in prompts if prompt.strip()]
+        rows = [prompt for prompt in wanted for _ in range(self.options.samples)]
+        options = self.options
+        found = self.run.translate(
+            rows,
+            beams=self.how.beams,
+            nbest=self.how.n_best,
+            tokens=None if options.tokens == DEFAULTS.tokens else options.tokens,
+            sampling=self.sampling,
+            seed=row_seed(options.seed, self.texts),
+            split=self.how.split,
+        )
+        of_each = [found[row : row + options.samples] for row in range(0, len(found), options.samples)]
+        several = options.samples > 1 or self.how.n_best > 1
+        translated = iter(of_each)
+        for prompt in prompts:
+            if several and self.texts:
+                self.put(BETWEEN + "\n")
+            # An empty line stays one, so that line n of what comes out is always line n of what went in.
+            lists = next(translated) if prompt.strip() else []
+            lines = [one for best in lists for one in best]
+            scored = self.how.n_best > 1
+            for one in lines:
+                self.put(f"{one.score:8.3f}  {one.text}\n" if scored else one.text + "\n")
+            if not lines:
+                self.put("\n")
+            self.texts += max(1, options.samples)
+        if self.how.attention is not None and wanted:
+            from handmade.files import whole
+
+            with whole(self.how.attention, "a picture") as file:
+                self.run.draw_attention(wanted).savefig(file, format="png")
+
+
+def changed(options: Options, defaults: Options) -> list[str]:
+    """The options that were given, as they are typed."""
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, value in vars(options).items()
+        if name != "device" and value != getattr(defaults, name)
+    ]
 
 
 def converse(writer: Writer) -> None:

@@ -1,0 +1,369 @@
+"""Translation: a sentence in, the same sentence in another language out, by a model that was told neither grammar nor
+dictionary.
+
+    私は猫が好きです。   ->   I like cats.
+
+The model is trained on pairs with teacher forcing (every token is foreseen with the right ones before it) and scored
+without: it writes whole translations of sentences that it never saw, and those are compared with the reference.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from handmade.config import Config
+from handmade.errors import ConfigError, DataError, TokenizerError
+from handmade.generation import SamplingConfig
+from handmade.layers import cross_entropy
+from handmade.pair_tokenizer import END, FIRST, PairTokenizer
+from handmade.pairs import Pairs, PairSplit
+from handmade.tasks.base import Choice, RunTask, Say, Tables, in_columns
+from handmade.tasks.translation import pictures, recipes, reports
+from handmade.tasks.translation.batches import PairBatch, PairRows
+from handmade.tasks.translation.scores import corpus_scores
+from handmade.translating import BeamConfig, Hypothesis, align, decode
+
+SCORED_AT_ONCE = 256  # pairs of an evaluation batch
+WATCHED = 4  # held-out sentences that are translated at every evaluation
+PICTURED = 4  # sentences whose attention is drawn
+
+
+@dataclass(frozen=True)
+class TranslationConfig(Config):
+    """Which pairs, how they become tokens, and how a translation is searched for."""
+
+    source: str | None = None
+    """Language to translate from, for a corpus that has several: "ja". None: what the corpus begins with."""
+    target: str | None = None
+    """Language to translate into, likewise."""
+    columns: tuple[int, ...] | None = None
+    """Columns of a table of pairs that hold source and target, counted from 1: (2, 3). None: found out."""
+    tokens: Literal["bpe", "char"] = "bpe"
+    """What a token is: "bpe", a piece of a word that is frequent, made of bytes; "char", a character."""
+    source_vocabulary: int = 8_000
+    """At most so many source tokens ("bpe")."""
+    target_vocabulary: int = 6_000
+    """At most so many target tokens ("bpe")."""
+    validation: int | None = None
+    """Pairs kept back to watch the training with and to pick the best weights by. None: 1,000, or a tenth of few."""
+    test: int | None = None
+    """Pairs kept back to score the translations of the trained model with, and for nothing else. None: 2,000, or a
+    tenth of few."""
+    seed: int = 0
+    """Of the split: which pairs are kept back."""
+    label_smoothing: float = 0.1
+    """A part of each target is spread over all tokens: the model is to be a little less sure. Not in the
+    validation loss. Source: Szegedy et al. 2016, section 7 (arXiv:1512.00567)."""
+    beams: int = 4
+    """Translations of a sentence that are followed at once. 1 is greedy."""
+    length_penalty: float = 0.6
+    """0 favours short translations; above it, longer ones."""
+
+    def check(self) -> None:
+        self.require("beams", self.beams >= 1, "at least 1")
+        for field in ("validation", "test"):
+            self.require(field, getattr(self, field) is None or getattr(self, field) >= 1, "at least 1, or none")
+        for field in ("source_vocabulary", "target_vocabulary"):
+            self.require(field, getattr(self, field) >= FIRST + 256, f"at least {FIRST + 256}, a token for every byte")
+        two = self.columns is None or (len(self.columns) == 2 and min(self.columns) >= 1)
+        self.require("columns", two, "two numbers, counted from 1, as in (2, 3)")
+        self.require("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
+        self.require("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1")
+        self.require("length_penalty", self.length_penalty >= 0, "0 or a number above")
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A sentence that a model wrote, and its tokens with their score."""
+
+    text: str
+    hypothesis: Hypothesis
+
+
+class TranslationTask(RunTask):
+    """Translate sentences.
+
+    `split` has the pairs, apart as they are for training, validation and test; without it (None) the task answers
+    prompts, and raises DataError where pairs are needed.
+    """
+
+    name = "translation"
+    settings = TranslationConfig
+    family = "seq2seq"
+    minutes = 20.0
+    patience: ClassVar[int | None] = None
+    continues = False
+
+    def __init__(self, config: TranslationConfig, tokenizer: PairTokenizer, split: PairSplit | None = None) -> None:
+        self.config: TranslationConfig = config
+        self.tokenizer: PairTokenizer = tokenizer
+        self.given = split
+        self.shown: list[str] = []
+        """What the model made of a few held-out sentences at the last evaluation, for a person to see."""
+
+    # ----------------------------------------------------------------------------------------------------------
+    # Pairs
+
+    @property
+    def split(self) -> PairSplit:
+        if self.given is None:
+            raise DataError("The pairs of this run are not here: it can translate, but not be scored or trained.")
+        return self.given
+
+    def rows(self, pairs: Pairs) -> PairRows:
+        """Pairs as tokens. A character that the training part does not have is UNKNOWN."""
+        sources = self.tokenizer.encode_sources(pairs.sources, strict=False)
+        return PairRows(sources, self.tokenizer.encode_targets(pairs.targets, strict=False))
+
+    @functools.cached_property
+    def training(self) -> PairRows:
+        return self.rows(self.split.train)
+
+    @functools.cached_property
+    def validation(self) -> PairRows:
+        return self.rows(self.split.validation)
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest sentence of either side, its end included."""
+        return max(
+            int(lengths.max())
+            for rows in (self.training, self.validation)
+            for lengths in (rows.source_lengths, rows.target_lengths)
+        )
+
+    @property
+    def example(self) -> str:
+        return self.given.train.sources[0] if self.given is not None else "..."
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"vocab_size": self.tokenizer.target_size, "source_vocab_size": self.tokenizer.source_size}
+
+    # ----------------------------------------------------------------------------------------------------------
+    # What the trainer asks for
+
+    def batch(self, rows: int, generator: torch.Generator) -> PairBatch:
+        """`rows` training pairs of about one length."""
+        return self.training.draw(rows, generator)
+
+    def logits(self, model: Any, batch: PairBatch) -> Tensor:
+        """Shapes: (B, T, V)."""
+        return model(batch.source, batch.inputs)
+
+    def loss(self, logits: Tensor, batch: PairBatch) -> Tensor:
+        """The sum over the real target tokens, in nats."""
+        smoothing = self.config.label_smoothing
+        return cross_entropy(logits, batch.targets, label_smoothing=smoothing, reduction="sum")
+
+    def score(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """On the validation part: `val_loss` in nats a token, `token_accuracy`, the part of tokens that are foreseen
+        with the right ones before them. Over real tokens only. A few of its sentences are translated too, into
+        `shown`."""
+        loss, right, scored = 0.0, 0, 0
+        for batch in self.walk():
+            batch = batch.to(device)
+            logits = self.logits(model, batch)
+            loss += float(cross_entropy(logits, batch.targets, reduction="sum"))
+            right += int((logits.argmax(-1) == batch.targets).sum())
+            scored += batch.scored
+        some = self.watched
+        found = self.translate(model, some.sources, BeamConfig())
+        self.shown = reports.watch(some.sources, some.targets, [best[0].text for best in found])
+        return {"val_loss": loss / max(1, scored), "token_accuracy": right / max(1, scored)}
+
+    @functools.cached_property
+    def watched(self) -> Pairs:
+        """The same few pairs at every evaluation: from the middle of the validation part's lengths."""
+        pairs = self.split.validation
+        order = sorted(range(len(pairs.targets)), key=lambda place: (len(pairs.targets[place]), pairs.targets[place]))
+        places = [order[len(order) * (2 * part + 1) // (2 * WATCHED)] for part in range(WATCHED)]
+        return some_of(pairs, dict.fromkeys(places))
+
+    def walk(self) -> Iterator[PairBatch]:
+        return self.validation.walk(SCORED_AT_ONCE)
+
+    @property
+    def positions(self) -> int:
+        return sum(batch.tokens for batch in self.walk())
+
+    # ----------------------------------------------------------------------------------------------------------
+    # Translating
+
+    def translate(
+        self,
+        model: nn.Module,
+        sentences: Sequence[str],
+        search: BeamConfig | None = None,
+        sampling: SamplingConfig | None = None,
+        seed: int = 0,
+    ) -> list[list[Translation]]:
+        """Translations of every sentence, best first, decoded together.
+
+        Raises ConfigError for an empty sentence and for one longer than the model's positions, TokenizerError for
+        one of characters that the model never saw.
+        """
+        search = search or BeamConfig(beams=self.config.beams, length_penalty=self.config.length_penalty)
+        sources = [ids.tolist() for ids in self.tokenizer.encode_sources(list(sentences), strict=False)]
+        for sentence, ids in zip(sentences, sources, strict=True):
+            self.require_known(sentence)
+            context: int | None = model.context  # type: ignore[assignment]
+            if len(ids) <= 1:
+                raise ConfigError("An empty line has no translation. Give a sentence.")
+            if context is not None and len(ids) > context:
+                raise ConfigError(
+                    f"{sentence[:20]}... has {len(ids)} tokens, its end included, and the model sees {context}."
+                    " Translate it in pieces, sentence by sentence: --split does so at full stops."
+                )
+        found = decode(
+            model,
+            sources,
+            beams=search.beams,
+            nbest=search.nbest,
+            length_penalty=search.length_penalty,
+            most=search.most,
+            sampling=sampling,
+            seed=seed,
+        )
+        return [[Translation(self.tokenizer.decode_target(one.tokens), one) for one in best] for best in found]
+
+    def require_known(self, sentence: str) -> None:
+        """Raise TokenizerError for a sentence of which no character was ever seen."""
+        knows = self.tokenizer.source.knows
+        if sentence.strip() and not any(knows(character) for character in sentence if not character.isspace()):
+            raise TokenizerError(
+                f"{sentence[:20]!r} has no character that the model knows: is it in the language that it translates from?"
+            )
+
+    def answer(self, model: nn.Module, prompt: str, **options: Any) -> str:
+        """The best translation of a sentence."""
+        return self.answers(model, [prompt])[0]
+
+    def answers(self, model: nn.Module, prompts: Sequence[str]) -> list[str]:
+        return [best[0].text for best in self.translate(model, prompts)]
+
+    # ----------------------------------------------------------------------------------------------------------
+    # What the command line asks for
+
+    @classmethod
+    def refusal(cls, family: str) -> str:
+        if family not in recipes.FAMILIES:
+            return f"reads one text, and no pairs. Translation takes {' or '.join(recipes.FAMILIES)}."
+        return ""
+
+    @classmethod
+    def candidates(cls, config: Config, family: str, asked: Mapping[str, Mapping[str, Any]]) -> list[Tables]:
+        return recipes.candidates(family, asked)
+
+    def choose(
+        self, family: str, seconds: float, device: torch.device, asked: Mapping[str, Mapping[str, Any]]
+    ) -> Choice:
+        return recipes.choose(family, len(self.training), seconds, device, asked)
+
+    def fitted(self, context: int | None, say: Say) -> tuple[TranslationTask, int]:
+        """Raises ConfigError for a model that cannot see the longest sentence."""
+        if context is not None and context < self.context:
+            raise ConfigError(
+                f"model.context = {context}: too short. The longest sentence has {self.context} tokens, its end"
+                " included. Take a larger context, or leave long sentences out of the file."
+            )
+        return self, self.context if context is None else context
+
+    def line_to_beat(self, seconds: float | None) -> None:
+        return None
+
+    def headline(self, scores: Mapping[str, float]) -> str:
+        return f"tokens right {100 * scores['token_accuracy']:.1f} %" if "token_accuracy" in scores else ""
+
+    def describe(self) -> Iterator[tuple[str, str]]:
+        """Lines for the person before training: label, sentence."""
+        train, validation, test = (len(part.sources) for part in (self.split.train, self.split.validation, self.split.test))
+        yield self.split.train.name, f"{train:,} pairs to train on, {validation:,} to watch it with, {test:,} to score it with"
+        yield "", "apart by sentence: what is kept back is in no other pair, whatever its case and punctuation"
+        if self.split.train.note:
+            yield "", self.split.train.note
+        sides = f"{self.tokenizer.source_size:,} source and {self.tokenizer.target_size:,} target tokens"
+        yield "tokens", f"{sides} ({self.config.tokens}), from the pairs that are trained on"
+        for note in self.tokenizer.notes:
+            yield "", note
+        yield "batches", f"{100 * self.real_share():.0f} % of their tokens are real, the others padding"
+
+    def real_share(self, rows: int = 128, batches: int = 50) -> float:
+        """The part of a batch's tokens that are no padding, of some batches drawn as training draws them."""
+        generator = torch.Generator().manual_seed(0)
+        drawn = [self.batch(rows, generator) for _ in range(batches)]
+        return sum(batch.real for batch in drawn) / sum(batch.tokens for batch in drawn)
+
+    # ----------------------------------------------------------------------------------------------------------
+    # Scores
+
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
+        """On the validation part loss and token accuracy; on the test part BLEU and chrF of greedy translations and of
+        beam search, by length of the reference, and the best and the worst sentences."""
+        device = next((part.device for part in model.parameters()), torch.device("cpu"))
+        pairs = self.split.test
+        found = {name: [best[0].text for best in self.translate(model, pairs.sources, search)] for name, search in self.searches()}
+        language = pairs.languages[1]
+        scores = {name: corpus_scores(texts, list(pairs.targets), language) for name, texts in found.items()}
+        best = found["beam"]
+        return {
+            **self.score(model, device),
+            "sentences": len(pairs),
+            "beams": self.config.beams,
+            "length_penalty": self.config.length_penalty,
+            **{name: {"bleu": one.bleu, "chrf": one.chrf} for name, one in scores.items()},
+            "bleu_signature": scores["beam"].bleu_signature,
+            "chrf_signature": scores["beam"].chrf_signature,
+            "by_length": reports.by_length(pairs.sources, best, pairs.targets, language),
+            "extremes": reports.extremes(pairs.sources, best, pairs.targets),
+        }
+
+    def searches(self) -> Iterator[tuple[str, BeamConfig]]:
+        yield "greedy", BeamConfig()
+        yield "beam", BeamConfig(beams=self.config.beams, length_penalty=self.config.length_penalty)
+
+    def tell(self, scores: Mapping[str, Any]) -> list[tuple[str, str]]:
+        return reports.tell(scores)
+
+    def pictures(self, model: nn.Module) -> Iterator[tuple[str, Any]]:
+        """Where the model looked when it translated a few test sentences."""
+        pairs = self.split.test
+        order = sorted(range(len(pairs)), key=lambda place: len(pairs.sources[place]))
+        chosen = [pairs.sources[order[len(order) * part // (PICTURED + 1)]] for part in range(1, PICTURED + 1)]
+        yield "attention.png", self.picture(model, chosen)
+
+    def picture(self, model: nn.Module, sentences: Sequence[str]) -> Any:
+        """The cross-attention of translations, as a matplotlib Figure: the last layer, the mean of its heads.
+        Raises ConfigError for a model without attention."""
+        drawn = []
+        for sentence, best in zip(sentences, self.translate(model, sentences), strict=True):
+            source = self.tokenizer.encode_source(sentence, strict=False)
+            target = [*best[0].hypothesis.tokens, *([END] if best[0].hypothesis.finished else [])]
+            weights = align(model, source.tolist(), target)[-1].mean(0)
+            labels = self.tokenizer.tokens_of(source, "source"), self.tokenizer.tokens_of(target, "target")
+            drawn.append(pictures.Alignment(*labels, weights.numpy(), best[0].text))
+        return pictures.cross_attention(drawn)
+
+    def closing(self, model: nn.Module) -> Iterator[str]:
+        """A few held-out sentences, then how good it is on all of the test part."""
+        some = some_of(self.split.test, range(min(WATCHED, len(self.split.test))))
+        found = self.translate(model, some.sources)
+        yield "\n".join(reports.watch(some.sources, some.targets, [best[0].text for best in found])) + "\n"
+        with torch.inference_mode():
+            told = self.tell(self.evaluate(model))
+        yield "\n" + "\n".join(in_columns(told)) + "\n"
+
+
+def some_of(pairs: Pairs, places: Iterable[int]) -> Pairs:
+    """The pairs at these places."""
+    every = list(pairs)
+    return pairs.of(every[place] for place in places)
+
+
+__all__ = ["Translation", "TranslationConfig", "TranslationTask"]
