@@ -87,24 +87,65 @@ def attend(
 
 
 def attend_by_products(
-    queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0, scale: float | None = None
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    scale: float | None = None,
 ) -> Tensor:
-    """`attend` with the causal triangle, as two batched products; the triangle is added in the first one.
+    """`attend`, as two batched products; what may not be seen is added in the first one, as minus infinity.
 
     For training in bfloat16 on a CPU, where the way back through PyTorch's fused kernel is slow: forward and
-    backward took it five times as long at a context of 64, twice at 256. It keeps the T x T weights, which the
+    backward took it five times as long at a context of 64, twice at 256. It keeps the T x S weights, which the
     kernel does not, and rounds the scores to bfloat16.
 
-    Shapes: queries, keys, values (B, H, T, D) -> (B, H, T, D).
+    Shapes: queries (B, H, T, D), keys and values (B, H, S, D), mask broadcast to (B, H, T, S) -> (B, H, T, D).
     """
-    tokens, features = queries.shape[-2:]
-    future = torch.full((tokens, tokens), -math.inf, dtype=queries.dtype, device=queries.device).triu(1)
-    queries, keys = queries.flatten(0, 1), keys.flatten(0, 1)  # (B * H, T, D)
+    rows, heads, asking, features = queries.shape
     scale = features**-0.5 if scale is None else scale
-    weights = torch.baddbmm(future, queries, keys.transpose(1, 2), alpha=scale).softmax(-1)
+    blind = None
+    if causal and mask is None:
+        shut = torch.full((asking, keys.shape[2]), -math.inf, dtype=queries.dtype, device=queries.device)
+        shut = shut.triu(1 + keys.shape[2] - asking)
+    elif mask is not None:
+        mask = mask & causal_mask(asking, keys.shape[2], mask.device) if causal else mask
+        if mask.shape[:-2].numel() > 1:  # not one for all
+            mask = mask.expand(rows, heads, *mask.shape[-2:]).flatten(0, 1)
+        else:
+            mask = mask.view(mask.shape[-2:])
+        seeing = mask.any(-1, keepdim=True)
+        # Who sees nothing is left to see all, because a softmax of nothing is 0 / 0; its weights are zero below.
+        shut = torch.zeros_like(mask, dtype=queries.dtype).masked_fill_(seeing & ~mask, -math.inf)
+        if torch.compiler.is_compiling() or not seeing.all():
+            blind = ~seeing
+    else:
+        shut = queries.new_zeros(1)
+    queries, keys = queries.flatten(0, 1), keys.flatten(0, 1)  # (B * H, T, D)
+    weights = torch.baddbmm(shut, queries, keys.transpose(1, 2), alpha=scale).softmax(-1)
+    if blind is not None:
+        weights = weights.masked_fill(blind, 0.0)
     if dropout:
         weights = F.dropout(weights, dropout)
-    return torch.bmm(weights, values.flatten(0, 1)).view_as(values)
+    return torch.bmm(weights, values.flatten(0, 1)).unflatten(0, (rows, heads))
+
+
+def attend_quickly(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """`attend` by what is fastest here: PyTorch's fused kernel, or two products. A `causal` one is square: the
+    kernel's own triangle is aligned to the upper left. Shapes: as `attend_by_products`."""
+    learning = torch.is_grad_enabled() and values.dtype == torch.bfloat16
+    if learning and values.device.type == "cpu":
+        return attend_by_products(queries, keys, values, mask, causal, dropout, scale)
+    return F.scaled_dot_product_attention(queries, keys, values, mask, dropout, is_causal=causal, scale=scale)
 
 
 def attention_weights(
@@ -196,7 +237,13 @@ def record() -> Iterator[list[Tensor]]:
         _recorders[:] = [other for other in _recorders if other is not maps]
 
 
-def _hear(weights: Tensor) -> None:
+def recording() -> bool:
+    """Whether somebody listens: only then need the weights be worked out, where a kernel does not give them."""
+    return bool(_recorders) and not torch.compiler.is_compiling()
+
+
+def hear(weights: Tensor) -> None:
+    """Give the weights of an attention to all who listen. Shapes: (B, H, T, S)."""
     weights = weights.detach()
     for maps in _recorders:
         maps.append(weights)
@@ -229,6 +276,19 @@ class LayerCache:
         self.keys[:, :, length:end] = keys
         self.values[:, :, length:end] = values
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def select(self, rows: Tensor, length: int) -> None:
+        """Row i becomes what row `rows[i]` was; the `length` positions that are in are copied, the room behind them
+        is not. Shapes: rows (R,) int64."""
+        self.keys, self.values = (_reordered(part, rows, length) for part in (self.keys, self.values))
+
+
+def _reordered(part: Tensor, rows: Tensor, length: int) -> Tensor:
+    """Shapes: (rows before, H, capacity, D) -> (R, H, capacity, D), in the memory of before where there is enough."""
+    chosen = part[:, :, :length].index_select(0, rows)
+    room = part[: len(rows)] if len(rows) <= len(part) else part.new_zeros(len(rows), *part.shape[1:])
+    room[:, :, :length] = chosen
+    return room
 
 
 class KeyValueCache:
@@ -302,8 +362,8 @@ class MeanOfPast(Module):
             _, values = cache.extend(length, values[..., :0], values)
         asking, asked = x.shape[1], values.shape[2]
         dropout = self.dropout if self.training else 0.0
-        if _recorders and not torch.compiler.is_compiling():
-            _hear(mean_weights(asking, asked, mask, values).expand(len(x), 1, asking, asked))
+        if recording():
+            hear(mean_weights(asking, asked, mask, values).expand(len(x), 1, asking, asked))
         alike = mask is None or (mask.dim() > 1 and mask.shape[-2] == 1)  # for all that ask
         if self.fused and alike and not dropout:
             mixed = running_mean(values, asking, mask)
@@ -367,32 +427,32 @@ class Attention(Module):
     def forward(
         self,
         x: Tensor,
-        memory: Tensor | None = None,
+        memory: Tensor | tuple[Tensor, Tensor] | None = None,
         mask: Tensor | None = None,
         rotation: tuple[Tensor, Tensor] | None = None,
         cache: LayerCache | None = None,
         length: int = 0,
     ) -> Tensor:
-        """`rotation`: the table of `positions.Rotary` for x. `cache` holds `length` positions already, which the
-        new queries see too."""
+        """`memory`: what is asked instead of x, or what `remember` made of it. `rotation`: the table of
+        `positions.Rotary` for x. `cache` holds `length` positions already, which the new queries see too."""
         if memory is None and self.fused and x.shape[1] > 1:
             queries, keys, values = self.project_at_once(x, rotation)
+            keys, values = keys.transpose(1, 2), values.transpose(1, 2)  # (B, H, T, D)
         else:
-            source = x if memory is None else memory
             queries = self.query(x).unflatten(-1, (self.heads, self.features))  # (B, T, H, D)
-            keys = self.key(source).unflatten(-1, (self.key_value_heads, self.features))  # (B, S, H, D)
-            values = self.value(source).unflatten(-1, (self.key_value_heads, self.features))
             if self.norm is not None:
-                queries, keys = self.norm(queries), self.norm(keys)
-            if rotation is not None:
-                queries, keys = turn(queries, rotation, self.fused), turn(keys, rotation, self.fused)
-        queries, keys, values = (
-            queries.transpose(1, 2),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-        )  # (B, H, T, D)
-        if keys.dtype != values.dtype:  # autocast: a norm in float32 between two projections in bfloat16
-            queries, keys = queries.to(values.dtype), keys.to(values.dtype)
+                queries = self.norm(queries)
+            if memory is not None:
+                if rotation is not None:
+                    raise ConfigError("attention: takes no rotation with a memory, whose positions are its own.")
+                keys, values = memory if isinstance(memory, tuple) else self.keys_and_values(memory)
+            else:
+                keys, values = self.keys_and_values(x, rotation)
+                if rotation is not None:
+                    queries = turn(queries, rotation, self.fused)
+        queries = queries.transpose(1, 2)
+        # Under autocast a norm in float32 may stand between projections in bfloat16.
+        queries, keys = queries.to(values.dtype), keys.to(values.dtype)
         if cache is not None:
             keys, values = cache.extend(length, keys, values)
         if self.key_value_heads != self.heads:
@@ -406,17 +466,10 @@ class Attention(Module):
             triangle = causal_mask(asking, asked, x.device)
             mask, causal = triangle if mask is None else mask & triangle, False
         dropout = self.dropout if self.training else 0.0
-        if _recorders and not torch.compiler.is_compiling():
-            _hear(attention_weights(queries, keys, mask, causal, self.scale))
-        learning_in_bfloat16 = torch.is_grad_enabled() and values.dtype == torch.bfloat16
-        if self.fused and causal and learning_in_bfloat16 and x.device.type == "cpu":
-            mixed = attend_by_products(queries, keys, values, dropout, self.scale)
-        elif self.fused:
-            mixed = F.scaled_dot_product_attention(
-                queries, keys, values, mask, dropout, is_causal=causal, scale=self.scale
-            )
-        else:
-            mixed = attend(queries, keys, values, mask, causal, dropout, self.scale)
+        if recording():
+            hear(attention_weights(queries, keys, mask, causal, self.scale))
+        way = attend_quickly if self.fused else attend
+        mixed = way(queries, keys, values, mask, causal, dropout, self.scale)
         return self.output(mixed.transpose(1, 2).flatten(-2))  # (B, T, H, D) -> (B, T, C)
 
     def project_at_once(
@@ -428,10 +481,7 @@ class Attention(Module):
 
         Shapes: (B, T, C) -> (B, T, H, D), and (B, T, key/value heads, D) twice.
         """
-        layers = [self.query, self.key, self.value]
-        weight = torch.cat([layer.weight for layer in layers])
-        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-        heads = F.linear(x, weight, torch.cat(biases) if biases else None).unflatten(-1, (-1, self.features))
+        heads = linear_at_once(x, [self.query, self.key, self.value]).unflatten(-1, (-1, self.features))
         turning, values = heads.split((self.heads + self.key_value_heads, self.key_value_heads), dim=2)
         if self.norm is not None:
             turning = self.norm(turning)
@@ -439,3 +489,29 @@ class Attention(Module):
             turning = turn(turning, rotation, self.fused)
         queries, keys = turning.split((self.heads, self.key_value_heads), dim=2)
         return queries, keys, values
+
+    def keys_and_values(self, source: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Of what is asked; by one product, except for a single token. Shapes: (B, S, C) -> (B, H, S, D) twice."""
+        if self.fused and source.shape[1] > 1:
+            keys, values = linear_at_once(source, [self.key, self.value]).chunk(2, dim=-1)
+        else:
+            keys, values = self.key(source), self.value(source)
+        keys = keys.unflatten(-1, (self.key_value_heads, self.features))  # (B, S, H, D)
+        values = values.unflatten(-1, (self.key_value_heads, self.features))
+        if self.norm is not None:
+            keys = self.norm(keys)
+        if rotation is not None:
+            keys = turn(keys, rotation, self.fused)
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
+    def remember(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values of a memory that will be asked many times. Shapes: (B, S, C) -> (B, H, S, D) twice."""
+        keys, values = self.keys_and_values(memory)
+        return keys.contiguous(), values.contiguous()
+
+
+def linear_at_once(x: Tensor, layers: list[Linear]) -> Tensor:
+    """What several layers make of x, side by side, by one product. Shapes: (..., C) -> (..., sum of their features)."""
+    weight = torch.cat([layer.weight for layer in layers])
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+    return F.linear(x, weight, torch.cat(biases) if biases else None)

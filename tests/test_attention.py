@@ -12,7 +12,17 @@ from layer_parity import assert_parity, both_forms, build, few, normal, run, see
 from torch import Tensor, nn
 
 from handmade import attention
-from handmade.attention import Attention, KeyValueCache, LayerCache, attend, by_loops, by_softmax, by_triangle, record
+from handmade.attention import (
+    Attention,
+    KeyValueCache,
+    LayerCache,
+    attend,
+    attend_by_products,
+    by_loops,
+    by_softmax,
+    by_triangle,
+    record,
+)
 from handmade.errors import ConfigError
 from handmade.positions import Rotary
 
@@ -272,6 +282,53 @@ def test_in_bfloat16_no_further_off_than_the_kernel(form, groups, length):
     for name, truth in run(copy.deepcopy(theirs).double(), [x.double()]).items():
         distance = [(part[name].double() - truth).norm() / truth.norm().clamp(min=1e-3) for part in (found, other)]
         assert distance[0] <= 2 * distance[1] + 0.002, name
+
+
+MASKS = {
+    "none": None,
+    "padding": padded([0, 2, 6], 7),
+    "each head its own": normal(3, 1, 2, 5, 7) > 0,
+    "each row its own": normal(4, 3, 1, 5, 7) > -1,
+    "one for all": normal(5, 5, 7) > 0,
+    "nothing to see": torch.tensor([[[[True] * 7]], [[[False] * 7]], [[[True] * 7]]]),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_two_products_equal_the_formula(mask, causal):
+    inputs = [normal(seed, 3, 2, length, 4) for seed, length in enumerate((5, 7, 7))]
+    ways = [
+        run(lambda q, k, v, way=way: way(q, k, v, MASKS[mask], causal, scale=0.3), inputs)
+        for way in (attend, attend_by_products)
+    ]
+    for part, value in ways[0].items():
+        torch.testing.assert_close(ways[1][part], value, rtol=1e-12, atol=1e-12)
+
+
+@both_forms
+@pytest.mark.parametrize("starts", [None, [0, 9, 29, 0]])
+def test_learning_to_look_at_a_memory_in_bfloat16(form, starts):
+    mask = None if starts is None else padded(starts, 30)
+    ours, theirs = build(form, lambda: Ours(32, 2, fixed={"mask": mask})), Theirs(32, 2, True, mask)
+    theirs.load_state_dict(ours.state_dict())
+    inputs = [normal(0, 4, 20, 32, scale=0.5).bfloat16(), normal(1, 4, 30, 32, scale=0.5).bfloat16()]
+    truth = run(copy.deepcopy(theirs).double(), [part.double() for part in inputs])
+    found, other = run(ours.bfloat16(), inputs), run(theirs.bfloat16(), inputs)
+    for name, value in truth.items():
+        distance = [(part[name].double() - value).norm() / value.norm().clamp(min=1e-3) for part in (found, other)]
+        assert distance[0] <= 2 * distance[1] + 0.002, name
+
+
+@both_forms
+def test_a_memory_is_projected_once_for_many_questions(form):
+    layer = build(form, lambda: Attention(8, 2, key_value_heads=1, query_key_norm=True)).double()
+    x, memory, mask = normal(0, 2, 3, 8), normal(1, 2, 5, 8), padded([2, 0], 5)
+    kept = layer.remember(memory)
+    assert [tuple(part.shape) for part in kept] == [(2, 1, 5, 4)] * 2
+    torch.testing.assert_close(layer(x, kept, mask), layer(x, memory, mask), rtol=1e-12, atol=1e-12)
+    with pytest.raises(ConfigError, match="takes no rotation with a memory"):
+        layer(x, memory, rotation=Rotary(4, 16)(slice(0, 3)))
 
 
 # --- cache -----------------------------------------------------------------------------------------------------

@@ -1,16 +1,18 @@
 """What a transformer is stacked from: the feed-forward layer, the block, the head.
 
-B rows, T tokens, C width, F hidden features of the feed-forward layer, V vocabulary.
+B rows, T tokens, S tokens of a memory, C width, F hidden features of the feed-forward layer, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from handmade.attention import Attention, LayerCache, MeanOfPast
-from handmade.layers import GELU, Dropout, LayerNorm, Linear, ReLU, RMSNorm, SiLU, SquaredReLU
+from handmade.layers import GELU, Dropout, Embedding, LayerNorm, Linear, ReLU, RMSNorm, SiLU, SquaredReLU
 from handmade.layers.kernels import Module
 
 
@@ -33,6 +35,52 @@ def make_activation(kind: str) -> nn.Module:
         "relu-squared": SquaredReLU,
     }
     return made[kind]()
+
+
+def default_hidden(width: int, activation: str) -> int:
+    """Features inside a feed-forward layer where nothing is said: 4 * width, or for swiglu, which has three matrices,
+    8/3 * width rounded to a multiple of 8."""
+    return max(8, round(width / 3) * 8) if activation == "swiglu" else 4 * width
+
+
+def heads_that_fit(width: int, heads: int) -> str:
+    """The divisors of a width that are next to a number of heads, in words.
+
+    >>> heads_that_fit(256, 6)
+    '2, 4, 8'
+    """
+    small = [part for part in range(1, math.isqrt(width) + 1) if width % part == 0]
+    divisors = {*small, *(width // part for part in small)}
+    return ", ".join(map(str, sorted(sorted(divisors, key=lambda number: abs(number - heads))[:3])))
+
+
+def draw_layers(
+    model: nn.Module, initialization: str, generator: torch.Generator | None, leave: tuple[type[nn.Module], ...] = ()
+) -> None:
+    """Draw the weights of all layers of a model anew, in the order they are made: "torch", each layer's own default;
+    "normal" and "gpt2", N(0, 0.02); "fan-in", matrices N(0, 1/fan_in) and embeddings N(0, 1); "xavier", matrices
+    uniform in +-sqrt(6 / (fan_in + fan_out)), embeddings and head N(0, 1/width). Biases are zero, except with
+    "torch". Kinds to `leave` keep their default.
+
+    Source of "xavier": Glorot and Bengio 2010, equation 16.
+    """
+    for module in model.modules():
+        if isinstance(module, (Linear, Embedding, LayerNorm, RMSNorm)):
+            module.reset_parameters(generator)
+        if initialization == "torch" or not isinstance(module, (Linear, Embedding)) or isinstance(module, leave):
+            continue
+        rows, columns = module.weight.shape
+        if initialization == "xavier" and isinstance(module, Linear) and not isinstance(module, Head):
+            bound = math.sqrt(6 / (rows + columns))
+            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+        else:
+            deviation = 0.02
+            if initialization in ("fan-in", "xavier"):
+                unit = initialization == "fan-in" and isinstance(module, Embedding)
+                deviation = 1.0 if unit else columns**-0.5
+            nn.init.normal_(module.weight, std=deviation, generator=generator)
+        if isinstance(module, Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class FeedForward(Module):
@@ -112,6 +160,61 @@ class Block(Module):
     def join(self, x: Tensor, written: Tensor) -> Tensor:
         """The stream with what a part has written. Shapes: (B, T, C) twice -> (B, T, C)."""
         return x + self.dropout(written) if self.residual else self.dropout(written)
+
+
+class DecoderBlock(Block):
+    """A block that asks a memory between its attention and its feed-forward layer.
+
+        x = x + dropout(attention(norm(x)))                placement "pre"
+        x = x + dropout(cross(norm(x), memory))
+        x = x + dropout(feed_forward(norm(x)))
+
+        x = norm(x + dropout(attention(x)))                placement "post" (Vaswani et al. 2017, section 3.1)
+        x = norm(x + dropout(cross(x, memory)))
+        x = norm(x + dropout(feed_forward(x)))
+
+    Several rows in a row may ask the same sentence of the memory: its keys and values are not copied for them.
+
+    Shapes: x (B * beams, T, C), memory (B, S, C), or as `Attention.remember` gave it, its mask (B, S) -> as x.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        cross: Attention,
+        feed_forward: FeedForward,
+        norms: tuple[nn.Module, nn.Module, nn.Module],
+        placement: str = "pre",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(attention, feed_forward, (norms[0], norms[2]), placement, dropout)
+        self.cross_norm = norms[1]
+        self.cross = cross
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        memory: Tensor | tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        cache: LayerCache | None = None,
+        length: int = 0,
+    ) -> Tensor:
+        assert self.feed_forward is not None
+        if self.placement == "pre":
+            x = self.join(x, self.attention(self.attention_norm(x), None, None, rotation, cache, length))
+            x = self.join(x, self.ask(self.cross_norm(x), memory, mask))
+            return self.join(x, self.feed_forward(self.feed_forward_norm(x)))
+        x = self.attention_norm(self.join(x, self.attention(x, None, None, rotation, cache, length)))
+        x = self.cross_norm(self.join(x, self.ask(x, memory, mask)))
+        return self.feed_forward_norm(self.join(x, self.feed_forward(x)))
+
+    def ask(self, x: Tensor, memory: Tensor | tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """Nothing hides the memory from one token more than from another, so that the tokens of all rows that belong
+        to a sentence ask it as if they were one row's."""
+        sentences = len(memory[0] if isinstance(memory, tuple) else memory)
+        asking = x.reshape(sentences, -1, x.shape[-1])
+        return self.cross(asking, memory, None if mask is None else mask[:, None, None]).view_as(x)
 
 
 class Head(Linear):

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from handmade.attention import Attention, KeyValueCache, MeanOfPast, padding_mask
 from handmade.config import Config
 from handmade.errors import ConfigError
-from handmade.layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm
+from handmade.layers import Dropout, Embedding, Linear
 from handmade.layers.kernels import Module
-from handmade.models.blocks import Block, FeedForward, Head, make_norm
+from handmade.models.blocks import Block, FeedForward, Head, default_hidden, draw_layers, heads_that_fit, make_norm
 from handmade.positions import Rotary, positions_of, sinusoidal
 
 
@@ -84,17 +84,14 @@ class GPTConfig(Config):
         """`hidden`, or its default; for swiglu rounded to a multiple of 8. 0: there is no feed-forward layer."""
         if self.hidden is not None:
             return self.hidden
-        return max(8, round(self.width / 3) * 8) if self.activation == "swiglu" else 4 * self.width
+        return default_hidden(self.width, self.activation)
 
     def check(self) -> None:
         for field in ("vocab_size", "context", "layers", "heads", "width"):
             self.require(field, getattr(self, field) >= 1, "at least 1")
         self.require("hidden", self.hidden is None or self.hidden >= 0, "at least 0, which is no feed-forward layer")
         if self.width % self.heads:
-            small = [part for part in range(1, math.isqrt(self.width) + 1) if self.width % part == 0]
-            divisors = {*small, *(self.width // part for part in small)}
-            near = sorted(sorted(divisors, key=lambda heads: abs(heads - self.heads))[:3])
-            self.fail("heads", f"does not divide width = {self.width}. Try {', '.join(map(str, near))}")
+            self.fail("heads", f"does not divide width = {self.width}. Try {heads_that_fit(self.width, self.heads)}")
         groups = self.key_value_heads
         self.require(
             "key_value_heads",
@@ -217,19 +214,7 @@ class GPT(Module):
         c = self.config
         if self.embedding.weight.is_meta:
             return
-        for module in self.modules():
-            if isinstance(module, (Linear, Embedding, LayerNorm, RMSNorm)):
-                module.reset_parameters(generator)
-            if c.initialization == "torch" or not isinstance(module, (Linear, Embedding)):
-                continue
-            if isinstance(module, PairEmbedding):
-                continue
-            deviation = 0.02
-            if c.initialization == "fan-in":
-                deviation = 1.0 if isinstance(module, Embedding) else module.weight.shape[1] ** -0.5
-            nn.init.normal_(module.weight, std=deviation, generator=generator)
-            if isinstance(module, Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        draw_layers(self, c.initialization, generator, leave=(PairEmbedding,))
         projections = self.residual_projections()
         for projection in projections:
             if c.zero_projections:
