@@ -1,7 +1,7 @@
 """Issue 5, figure 3. Decoding with the cache against decoding without it, and how long 2,000 sentences take.
 
-The model is a modern `Seq2Seq` of 2 + 2 layers, width 256, with random weights, which cost the same as trained ones. But
-they end a sentence where they like, so the end is never written here and the limit decides: 24 tokens for the 64
+The model is a modern `Seq2Seq` of 2 + 2 layers, width 256, with random weights, which cost the same as trained ones.
+But they end a sentence where they like, so the end is never written here and the limit decides: 24 tokens for the 64
 sentences; 12 for each of the 2,000, whose sources have 5 to 15 tokens. So no sentence leaves its batch early, and
 the 12 steps stand for 10 tokens, the end, and a step in which the search makes sure.
 """
