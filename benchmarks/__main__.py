@@ -8,7 +8,7 @@ import sys
 from handmade.errors import HandmadeError, did_you_mean
 
 # From quick to slow.
-NAMES = ("startup", "step", "sampling", "compile", "demo", "time_to_loss", "shakespeare")
+NAMES = ("startup", "step", "sampling", "translating", "compile", "demo", "time_to_loss", "shakespeare")
 ASKED = (*NAMES, "gpu", "ladder_rates", "arithmetic")  # what can be asked for by name
 
 

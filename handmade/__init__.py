@@ -55,6 +55,7 @@ _MODULES = (
     "tasks",
     "tokenizers",
     "training",
+    "translating",
     "writing",
 )
 __all__ = sorted([*_HOME, *_MODULES])

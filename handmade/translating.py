@@ -25,6 +25,7 @@ from handmade.attention import record
 from handmade.config import Config
 from handmade.errors import ConfigError, HandmadeError
 from handmade.generation import NOT_FINITE, SamplingConfig, choose, evaluating, row_seed
+from handmade.models.blocks import DecoderBlock
 
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
 
@@ -194,7 +195,8 @@ def decode(
     if rows < 1:
         raise ConfigError(f"rows = {rows}: must be at least 1.")
     wanted: Any = model
-    _check_sources(wanted, sources)
+    for place, source in enumerate(sources):
+        _check(wanted, f"source {place}", source, wanted.config.source_vocab_size)
     limits = [_limit(wanted.context, len(source), config.most) for source in sources]
     draws = None
     if sampling is not None and sampling.temperature > 0:
@@ -213,19 +215,22 @@ def decode(
     return found
 
 
-def _check_sources(model: Any, sources: Sequence[Sequence[int]]) -> None:
-    known: int = model.config.source_vocab_size
-    for place, source in enumerate(sources):
-        if not len(source):
-            raise ConfigError(f"source {place} is empty: there is nothing to translate. Leave it out.")
-        if model.context is not None and len(source) > model.context:
-            raise ConfigError(
-                f"source {place} has {len(source)} tokens, the model has {model.context} positions. "
-                "Split the sentence, or train a model with a larger context."
-            )
-        for token in source:
-            if not 0 <= token < known:
-                raise ConfigError(f"source {place} has the token {token}; the model knows 0 to {known - 1}.")
+def _check(model: Any, name: str, sentence: Sequence[int], known: int) -> None:
+    """Raise ConfigError for a sentence that the model cannot take. `known`: the size of its vocabulary."""
+    if not len(sentence):
+        raise ConfigError(f"{name} is empty: there is nothing to translate. Leave it out.")
+    if model.context is not None and len(sentence) > model.context:
+        raise ConfigError(
+            f"{name} has {len(sentence)} tokens, the model has {model.context} positions. "
+            "Split the sentence, or train a model with a larger context."
+        )
+    for token in sentence:
+        if not 0 <= token < known:
+            raise ConfigError(f"{name} has the token {token}; the model knows 0 to {known - 1}.")
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
 
 def _limit(context: int | None, source: int, most: int | None) -> int:
@@ -273,7 +278,7 @@ def _decode_batch(
     cached: bool,
 ) -> list[tuple[int, list[Hypothesis]]]:
     """(place in `sources`, its hypotheses) for every source, in the order in which they are done."""
-    device = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+    device = _device(model)
     beams = tokens.beams
     active = list(range(len(sources)))
     memory = model.encode(_padded(sources).to(device))
@@ -316,24 +321,28 @@ def _padded(sources: list[Sequence[int]]) -> Tensor:
 
 @torch.inference_mode()
 def align(model: nn.Module, source: Sequence[int], target: Sequence[int], start: int = START) -> Tensor:
-    """How much the model looked at each source token when it wrote each target token: the weights of the
-    cross-attention of every layer.
+    """How much the model looked at each source token when it wrote each target token: the weights of its attention to
+    the source, layer by layer.
 
-    `target` is what is written, without `start`; with the end, where its row is wanted too. The model is run once, with
-    the target given, so row t says where it looked when `target[t]` was to come.
+    `target` is what is written, without `start`; with the end, where its row is wanted too. The model is run once with
+    the target given: row t says where it looked when `target[t]` was to come.
 
     Shapes: S and T tokens -> (layers, heads, T, S); each row sums to 1.
-    Raises ConfigError for an empty or too long sentence, and for a model without attention.
+    Raises ConfigError for a sentence that is empty, unknown or too long, and for a model without attention.
     """
     wanted: Any = model
-    _check_sources(wanted, [source])
+    _check(wanted, "source", source, wanted.config.source_vocab_size)
     if not len(target):
-        raise ConfigError("the target is empty: there is nothing to align.")
-    if wanted.context is not None and len(target) > wanted.context:
-        raise ConfigError(f"the target has {len(target)} tokens, the model has {wanted.context} positions. Shorten it.")
-    device = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+        raise ConfigError("target is empty: there is nothing to align. Translate the source first.")
+    _check(wanted, "target", target, wanted.config.vocab_size)
+    device = _device(model)
     with evaluating(list(model.modules())):
         memory = wanted.encode(torch.tensor([list(source)], device=device))
         with record() as maps:
             wanted.decode_hidden(torch.tensor([[start, *target[:-1]]], device=device), memory)
-    return torch.stack(maps[1::2])[:, 0]
+    # A transformer's block attends to what is written, then to the source; a recurrent decoder only to the source.
+    if any(isinstance(part, DecoderBlock) for part in model.modules()):
+        maps = maps[1::2]
+    if not maps:
+        raise ConfigError("This model has no attention: there is no alignment to show. Train one that has.")
+    return torch.cat(maps)

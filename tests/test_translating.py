@@ -11,7 +11,8 @@ import torch
 
 from handmade.errors import ConfigError, HandmadeError
 from handmade.generation import SamplingConfig, row_seed
-from handmade.translating import END, PAD, START, UNKNOWN, BeamConfig, Hypothesis, Search, decode
+from handmade.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from handmade.translating import END, PAD, START, UNKNOWN, BeamConfig, Hypothesis, Search, align, decode
 
 NEVER = [PAD, START, UNKNOWN]
 
@@ -308,6 +309,116 @@ def test_drawn_as_often_as_likely():
 def test_a_temperature_of_zero_is_greedy():
     model, sources = Double(end=0.5), sentences(8)
     alike(decode(model, sources, sampling=SamplingConfig(temperature=0)), decode(model, sources))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Real models
+
+
+def unruly(model):
+    """Random weights, and a sine behind the head: without it a model that has learnt nothing says much the same of all
+    sentences, and a wrong row or a wrong place would go unseen."""
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3, generator=generator)
+    model.head.register_forward_hook(lambda _, __, logits: 3 * torch.sin(40 * logits))
+    return model.double().eval()
+
+
+def transformer(**options):
+    sizes = {"vocab_size": 13, "source_vocab_size": 30, "context": 20, "heads": 2, "width": 16}
+    return unruly(Seq2Seq(Seq2SeqConfig(**sizes, **options)))
+
+
+MODERN = {"norm": "rms", "norm_placement": "pre", "positions": "rotary", "query_key_norm": True, "tied_head": False}
+MODELS = {
+    "2017": lambda: transformer(),
+    "modern": lambda: transformer(**MODERN),
+    "learned positions": lambda: transformer(positions="learned", norm_placement="pre"),
+}
+each_model = pytest.mark.parametrize("name", MODELS)
+
+
+@each_model
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_real_model_cached_and_uncached_together_and_alone(name, beams):
+    model, sources = MODELS[name](), sentences(10)
+    settings = {"beams": beams, "nbest": beams, "length_penalty": 2.0}
+    found = decode(model, sources, rows=4, **settings)
+    alike(decode(model, sources, rows=4, cache=False, **settings), found)
+    alike([decode(model, [source], **settings)[0] for source in sources], found)
+    assert len({len(hypotheses[0].tokens) for hypotheses in found}) > 1
+    most = min(20, 2 * len(sources[0]) + 10)
+    agree(found[0], by_hand(model, sources[0], beams, beams, 2.0, most))
+
+
+@each_model
+def test_a_real_model_draws(name):
+    model, sources, warm = MODELS[name](), sentences(7), SamplingConfig(temperature=0.9, top_p=0.95)
+    found = decode(model, sources, sampling=warm, seed=2, rows=4)
+    alike(decode(model, sources, sampling=warm, seed=2, cache=False), found)
+
+
+def test_in_float32_too():
+    model, sources = MODELS["modern"]().float(), sentences(13)
+    found = decode(model, sources, beams=3)
+    alike(decode(model, sources, beams=3, cache=False), found, 1e-3)
+    alike(decode(model.double(), sources, beams=3), found, 1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Alignment
+
+
+def heard(model, source, written):
+    """What the cross-attention of each layer is given. Shapes: -> [((T, C), (S, C))]."""
+    given = []
+    hooks = [
+        block.cross.register_forward_hook(lambda _, inputs, __: given.append((inputs[0][0], inputs[1][0])))
+        for block in model.decoder
+    ]
+    with torch.no_grad():
+        model(torch.tensor([source]), torch.tensor([written]))
+    for hook in hooks:
+        hook.remove()
+    return given
+
+
+@each_model
+def test_alignment_is_attention_to_the_source(name):
+    model = MODELS[name]()
+    if not isinstance(model, Seq2Seq):
+        return
+    for source, target in [([5, 6, 7, 8, END], [4, 9, END]), ([5, 6, END], [4, 9, END]), ([END], [4])]:
+        weights = align(model, source, target)
+        assert weights.shape == (2, 2, len(target), len(source))
+        assert torch.allclose(weights.sum(-1), torch.ones(()).double())
+        # By formula, from what the attentions of the decoder were given.
+        given = heard(model, source, [START, *target[:-1]])
+        for layer, block in enumerate(model.decoder):
+            (x, memory), cross = given[layer], block.cross
+            for head in range(2):
+                features = slice(8 * head, 8 * head + 8)
+                queries, keys = cross.query(x)[:, features], cross.key(memory)[:, features]
+                if cross.norm is not None:
+                    queries, keys = (v * 8**0.5 / v.norm(dim=-1, keepdim=True) for v in (queries, keys))
+                expected = (queries @ keys.T / 8**0.5).softmax(-1)
+                assert torch.allclose(weights[layer, head], expected, atol=1e-6)
+
+
+def test_what_cannot_be_aligned():
+    model = MODELS["2017"]()
+    with pytest.raises(ConfigError, match=r"^source is empty"):
+        align(model, [], [4])
+    with pytest.raises(ConfigError, match=r"^target is empty: there is nothing to align"):
+        align(model, [END], [])
+    with pytest.raises(ConfigError, match=r"^target has the token 13; the model knows 0 to 12\.$"):
+        align(model, [END], [13])
+    with pytest.raises(ConfigError, match=r"^target has 21 tokens, the model has 20 positions"):
+        align(model, [END], [4] * 21)
+    with pytest.raises(ConfigError, match=r"^This model has no attention"):
+        align(Double(), [5, END], [4])
 
 
 # ---------------------------------------------------------------------------------------------------------------
