@@ -14,8 +14,10 @@ from torch import nn
 from handmade import corpora, data
 from handmade.data import TextData
 from handmade.errors import ConfigError, DataError, RunError, TokenizerError, did_you_mean
-from handmade.tasks import TASKS, GeneratedTask, LanguageTask, RunTask
+from handmade.pairs import PairSplit
+from handmade.tasks import TASKS, GeneratedTask, LanguageTask, RunTask, TranslationConfig, TranslationTask
 from handmade.tasks.language import WINDOW
+from handmade.tasks.translation import data as pair_data
 from handmade.tokenizers import Tokenizer
 
 
@@ -59,12 +61,49 @@ def task_again(
     if values["name"] == LanguageTask.name:
         smoothing = values.get("label_smoothing", 0.0)
         return LanguageTask(prepare_again(config["data"], tokenizer, sources), context, smoothing)
+    if values["name"] == TranslationTask.name:
+        return pairs_again(config, tokenizer, sources or (), other=sources is not None)
     if sources is not None:
         raise ConfigError(f"{folder}: {values['name']} makes its own problems and reads no text. Leave --data out.")
     task = generated(values)
     if task.fingerprint() != config["data"]["fingerprint"]:
         raise RunError(f"{folder}: this handmade makes other problems of the same options than it was trained on.")
     return task
+
+
+def translator(config: Mapping[str, Any], tokenizer: Tokenizer) -> TranslationTask:
+    """The task of a run of translation without its pairs: enough to translate."""
+    options = TranslationConfig.from_dict(
+        {option: value for option, value in config["task"].items() if option != "name"}
+    )
+    return TranslationTask(options, tokenizer)  # type: ignore[arg-type]
+
+
+def pairs_again(
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    sources: Sequence[str | os.PathLike[str]] = (),
+    other: bool = False,
+) -> TranslationTask:
+    """The task of a run of translation, with its pairs: from where they were, or from where they are now (`sources`).
+    With `other`, the pairs of `sources` are others, and all of them are to be scored.
+
+    Raises DataError when they are gone or have changed, ConfigError for those of other languages.
+    """
+    task, record = translator(config, tokenizer), config["data"]
+    names = list(sources) or ([record["corpus"]] if record["corpus"] else record["files"])
+    gone = [name for name in names if not pair_data.is_corpus(os.fspath(name)) and not Path(name).exists()]
+    if gone:
+        raise DataError(f"{gone[0]}: the pairs of this run are not there any more. Name others with --data.")
+    found = pair_data.find(names, task.config, encoding=record["encoding"])
+    if other:
+        return TranslationTask(task.config, task.tokenizer, PairSplit(found, found, found))
+    split = pair_data.prepare(found, task.config)
+    if split.fingerprint() != record["fingerprint"]:
+        raise DataError(
+            f"{names[0]}: has changed since this run was trained on it. Bring the old pairs back, or train a new run."
+        )
+    return TranslationTask(task.config, task.tokenizer, split)
 
 
 def prepare_again(

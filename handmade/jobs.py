@@ -40,7 +40,8 @@ from handmade.request import (
     standing,
 )
 from handmade.schedules import ScheduleConfig
-from handmade.tasks import TASKS, LanguageTask, RunTask, Say, Tables
+from handmade.tasks import TASKS, LanguageTask, RunTask, Say, Tables, TranslationTask
+from handmade.tasks.translation import data as pairs
 from handmade.training import TrainConfig, Trainer, seeded
 
 SMALL_FILES = 500_000  # bytes: config, tokenizer, metrics, curve
@@ -135,7 +136,9 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
     names = request.data if kind is LanguageTask else ()
     known = {name: corpora.find(name, others=TASKS) for name in names if not is_named(name)}
     first = request.data[0]
-    folder = find_folder(request, known[first].name if first in known else first)
+    if kind is TranslationTask:
+        pairs.require(request.data)
+    folder = find_folder(request, known[first].name if first in known else Path(first).stem)
     old = run.load(request.start, "cpu") if request.start else None
     preset = presets.find(request.preset) if request.preset else None
     family = find_family(request, preset, old, kind)
@@ -146,6 +149,11 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
     )
     if request.device:
         asked["train"]["device"] = request.device
+    for name, option in (("source", request.source), ("target", request.target)):
+        if option:
+            asked["task"][name] = option
+    if kind is TranslationTask and request.tokenizer:
+        asked["task"]["tokens"] = request.tokenizer
     device, seconds = check_settings(request, family, preset, old, asked, folder, kind)
 
     chosen = settings.checked("task", options, asked["task"])
@@ -153,6 +161,8 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
     if kind is LanguageTask:
         found = [known.get(name) or corpora.find(name, lambda line: say("corpus", line)) for name in names]
         task, record = sources.read(request, found, chosen, old.tokenizer if old else None, say, progress)
+    elif kind is TranslationTask:
+        task, record = sources.read_pairs(request, chosen, old, say)
     else:
         task, record = sources.make(request, kind, chosen, old, say)
     if asked["train"].get("threads"):

@@ -16,8 +16,11 @@ from handmade.config import Config
 from handmade.errors import ConfigError, ResourceError, RunError, did_you_mean
 from handmade.models import CountingModel
 from handmade.settings import Tables
-from handmade.tasks import TASKS, LanguageTask, RunTask
-from handmade.tokenizers import KINDS
+from handmade.pair_corpora import PAIR_CORPORA
+from handmade.pair_tokenizer import SIDE_KINDS
+from handmade.tasks import TASKS, LanguageTask, RunTask, TranslationTask
+from handmade.tasks.translation.data import is_corpus as is_pair_corpus
+from handmade.tokenizers import TEXT_KINDS
 
 THREADS = 4  # a processor: more only get in each other's way, and very many end the process
 TABLES = ("model", "train", "optimizer", "schedule")
@@ -41,6 +44,12 @@ class Request:
     validation: tuple[Path, ...] = ()
     encoding: str | None = None
     device: str | None = None
+    task: str | None = None
+    """What is learnt of the data: "language", or "translation" of pairs of sentences."""
+    source: str | None = None
+    """The language to translate from."""
+    target: str | None = None
+    """The language to translate into."""
 
     def given(self) -> dict[str, Any]:
         """Option as it is typed -> its value, for all but the data and what was left out."""
@@ -61,7 +70,7 @@ def check_words(request: Request) -> None:
     if not request.data:
         raise ConfigError(
             "Name a text to train on: a file, a folder, or a corpus such as shakespeare."
-            f" Or a task: {', '.join(TASKS)}."
+            f" Or pairs of sentences, such as {PAIR_CORPORA[0]}. Or a task: {', '.join(TASKS)}."
         )
     if request.minutes is not None and not 0 < request.minutes < math.inf:
         raise ConfigError(f"--minutes {request.minutes:g}: must be a number above 0.")
@@ -71,7 +80,7 @@ def check_words(request: Request) -> None:
                 raise ConfigError(
                     f"{option}: --from {request.start} takes the {whose} of that run. Leave one of the two out."
                 )
-    kinds = ("auto", *KINDS)
+    kinds = tuple(dict.fromkeys(("auto", *TEXT_KINDS, *SIDE_KINDS)))
     if request.tokenizer is not None and request.tokenizer not in kinds:
         near = did_you_mean(request.tokenizer, kinds)
         raise ConfigError(f"--tokenizer {request.tokenizer}: must be one of {', '.join(kinds)}.{near}")
@@ -79,18 +88,49 @@ def check_words(request: Request) -> None:
 
 
 def find_task(request: Request) -> type[RunTask]:
-    """The task that the data names; language, where it names a text. A file or folder of that name comes first.
-    Raises ConfigError for options that go with a text only."""
-    name = next((name for name in request.data if name in TASKS and not os.path.exists(name)), None)
-    if name is None:
-        return LanguageTask
-    others = [other for other in request.data if other != name]
+    """The task that --task or the data names; language, where it names a text. A file or folder of that name comes
+    first. Raises ConfigError for options that go with other tasks only."""
+    kind = _named_task(request)
+    if kind is TranslationTask:
+        if request.validation:
+            raise ConfigError(
+                "--validation: pairs are kept back by sentence. Say how many with --set task.validation=1000."
+            )
+        if request.tokenizer not in (None, *SIDE_KINDS):
+            raise ConfigError(f"--tokenizer {request.tokenizer}: for pairs, one of {', '.join(SIDE_KINDS)}.")
+        return kind
+    for option in ("--source", "--target"):
+        if option in request.given():
+            raise ConfigError(
+                f"{option}: is for pairs of sentences, such as {PAIR_CORPORA[0]}, or a file of pairs with"
+                " --task translation."
+            )
+    if kind is LanguageTask:
+        if request.tokenizer not in (None, "auto", *TEXT_KINDS):
+            raise ConfigError(f"--tokenizer {request.tokenizer}: for a text, one of auto, {', '.join(TEXT_KINDS)}.")
+        return kind
+    others = [other for other in request.data if other != kind.name]
     if others:
-        raise ConfigError(f"{name}: a task is learnt by itself. Leave out {', '.join(others)}.")
+        raise ConfigError(f"{kind.name}: a task is learnt by itself. Leave out {', '.join(others)}.")
     for option in ("--tokenizer", "--validation", "--encoding"):
         if option in request.given():
-            raise ConfigError(f"{option}: {name} makes its own problems and reads no text. Leave it out.")
-    return TASKS[name]
+            raise ConfigError(f"{option}: {kind.name} makes its own problems and reads no text. Leave it out.")
+    return kind
+
+
+def _named_task(request: Request) -> type[RunTask]:
+    reading: dict[str, type[RunTask]] = {task.name: task for task in (LanguageTask, TranslationTask)}
+    if request.task is not None:
+        if request.task in TASKS:
+            raise ConfigError(f"--task {request.task}: is learnt from no data. Say: handmade train {request.task}")
+        if request.task not in reading:
+            near = did_you_mean(request.task, reading)
+            raise ConfigError(f"--task {request.task}: must be one of {', '.join(reading)}.{near}")
+        return reading[request.task]
+    if any(is_pair_corpus(name) for name in request.data):
+        return TranslationTask
+    name = next((name for name in request.data if name in TASKS and not os.path.exists(name)), None)
+    return LanguageTask if name is None else TASKS[name]
 
 
 def find_folder(request: Request, name: str) -> Path:

@@ -22,8 +22,9 @@ from handmade import checkpoint, evaluation, machine, tokenizers
 from handmade.errors import ConfigError, RunError
 from handmade.generation import SamplingConfig
 from handmade.models import FAMILIES
-from handmade.tasks import GeneratedTask, LanguageTask, RunTask
+from handmade.tasks import GeneratedTask, LanguageTask, RunTask, Translation, TranslationTask
 from handmade.tokenizers import Tokenizer
+from handmade.translating import BeamConfig
 from handmade.writing import generate_text, stream_text
 
 VERSION = 1  # of the run folder's layout
@@ -102,6 +103,55 @@ class Run:
         """Whether the model goes on after a prompt, as a text does. Otherwise it answers it."""
         return self.config["task"]["name"] == LanguageTask.name
 
+    @property
+    def translates(self) -> bool:
+        """Whether it is a run of translation: `translate` and `draw_attention` are for it."""
+        return self.config["task"]["name"] == TranslationTask.name
+
+    @functools.cached_property
+    def translator(self) -> TranslationTask:
+        """What a run of translation needs to translate; its pairs need not be there. Raises ConfigError for others."""
+        if not self.translates:
+            raise ConfigError(f"{self.folder}: does not translate. Train one that does: handmade train tatoeba-ja-en")
+        return evaluation.translator(self.config, self.tokenizer)
+
+    def translate(
+        self,
+        sentences: Sequence[str],
+        *,
+        beams: int | None = None,
+        nbest: int = 1,
+        length_penalty: float | None = None,
+        tokens: int | None = None,
+        sampling: SamplingConfig | None = None,
+        seed: int = 0,
+        split: bool = False,
+    ) -> list[list[Translation]]:
+        """Translations of every sentence, best first, `nbest` of each, with `text` and `score`; decoded together.
+
+        `beams` and `length_penalty` are those of the run unless said otherwise; with `sampling` each is drawn. At most
+        `tokens` tokens each. With `split`, a text of several sentences is translated sentence by sentence.
+        Raises ConfigError for an option out of range, an empty sentence, one longer than the model's positions,
+        TokenizerError for one of unknown characters.
+        """
+        if isinstance(sentences, str):
+            raise ConfigError(f"translate: give a list of sentences, as in translate([{sentences!r}]).")
+        config = self.translator.config
+        usual = 1 if sampling is not None else max(config.beams, nbest)
+        search = BeamConfig(
+            beams=usual if beams is None else beams,
+            nbest=nbest,
+            length_penalty=config.length_penalty if length_penalty is None else length_penalty,
+            most=tokens,
+        )
+        return self.translator.translate(self.model, list(sentences), search, sampling, seed, split)
+
+    def draw_attention(self, sentences: Sequence[str]) -> Any:
+        """Where the model of a translation looked at each token that it wrote: a matplotlib Figure, a panel for each
+        sentence. Raises ConfigError for a model without attention."""
+        with torch.inference_mode():
+            return self.translator.picture(self.model, list(sentences))
+
     def answers(self, prompts: Sequence[str]) -> list[str]:
         """What the model answers to each prompt, decoded together: `["46", "100"]` to `["12+34=", "99+1="]`.
 
@@ -111,6 +161,8 @@ class Run:
             raise ConfigError(f"answers: give a list of prompts, as in answers([{prompts!r}]).")
         if self.continues:
             raise ConfigError(f"{self.folder}: goes on with a text and answers no problems. Use generate(...).")
+        if self.translates:
+            return self.translator.answers(self.model, list(prompts))
         return self.task.answers(self.model, list(prompts))
 
     def evaluate(
@@ -137,8 +189,9 @@ class Run:
         return {**scores, "counting_line": None if data else self.config.get("counting_line")}
 
     def _mark(self, problems: list[str]) -> dict[str, Any]:
-        if self.continues:
-            raise ConfigError(f"{self.folder}: goes on with a text and answers no problems. Leave --problems out.")
+        if self.continues or self.translates:
+            does = "goes on with a text" if self.continues else "translates"
+            raise ConfigError(f"{self.folder}: {does} and answers no problems. Leave --problems out.")
         task: GeneratedTask = self.task  # type: ignore[assignment]
         rows = [
             {"problem": problem, "answer": answer, "right": right}

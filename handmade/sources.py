@@ -1,4 +1,5 @@
-"""Where a task comes from: a text that is read into tokens, or options from which problems are made."""
+"""Where a task comes from: a text that is read into tokens, pairs of sentences, or options from which problems are
+made."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from handmade import checkpoint, corpora, data, evaluation, run
 from handmade.data import TextData
 from handmade.errors import ConfigError, DataError, RunError, TokenizerError
 from handmade.request import Request, is_named
-from handmade.tasks import TASKS, GeneratedTask, LanguageTask, RunTask, Say
+from handmade.tasks import TASKS, GeneratedTask, LanguageTask, RunTask, Say, TranslationConfig, TranslationTask
+from handmade.tasks.translation import data as pairs
 from handmade.tokenizers import Tokenizer
 
 VALIDATION_AT_MOST = 250_000  # bytes: more of a large text would take longer to evaluate than to train on
@@ -86,6 +88,32 @@ def read(
     return LanguageTask(text, label_smoothing=options.label_smoothing), record
 
 
+def read_pairs(
+    request: Request, options: TranslationConfig, old: run.Run | None, say: Say
+) -> tuple[TranslationTask, Record]:
+    """Pairs to be translated, as tokens, said; and what config.json says of them. Raises ConfigError where the run to
+    begin with does not translate, or from another language."""
+    if old is not None and old.config["task"]["name"] != TranslationTask.name:
+        raise ConfigError(f"--from {request.start}: does not translate, so its weights mean nothing here.")
+    encoding = request.encoding or "utf-8"
+    found = pairs.find(request.data, options, lambda line: say("corpus", line), encoding)
+    split = pairs.prepare(found, options)
+    tokenizer: Any = pairs.train_tokenizer(split, options) if old is None else old.tokenizer
+    options = options.replace(source=found.languages[0], target=found.languages[1])
+    task = TranslationTask(options, tokenizer, split)
+    for line in task.describe():
+        say(*line)
+    named = pairs.is_corpus(request.data[0])
+    record = {
+        "corpus": request.data[0] if named else None,
+        "files": [] if named else [str(Path(name).resolve()) for name in request.data],
+        "encoding": encoding,
+        "fingerprint": split.fingerprint(),
+        "tokenizer": digest(tokenizer),
+    }
+    return task, record
+
+
 def digest(tokenizer: Tokenizer) -> str:
     """sha256 of what a tokenizer does: a vocabulary in another order has the same size."""
     return hashlib.sha256(json.dumps(tokenizer.to_dict(), sort_keys=True).encode()).hexdigest()
@@ -103,12 +131,16 @@ def again(
     if values["name"] == LanguageTask.name:
         text = _text_again(folder, config["data"], tokenizer, given, progress)
         return LanguageTask(text, label_smoothing=values.get("label_smoothing", 0.0))
-    if given:
+    if given and values["name"] != TranslationTask.name:
         raise ConfigError(f"--resume {folder}: {values['name']} reads no text. Leave out {', '.join(given)}.")
     try:
+        if values["name"] == TranslationTask.name:
+            return evaluation.pairs_again(config, tokenizer, given)
         return evaluation.task_again(config, tokenizer, folder=folder)
     except ConfigError as problem:
         raise RunError(f"{folder / checkpoint.CONFIG}: damaged. {problem}") from None
+    except DataError as problem:
+        raise RunError(f"{folder}: cannot go on. {problem}") from None
 
 
 def _text_again(

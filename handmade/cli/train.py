@@ -33,20 +33,25 @@ def train(
     tokenizer: str | None = None,
     validation: Annotated[tuple[Path, ...], Parameter(show_default=False)] = (),
     encoding: str | None = None,
+    task: str | None = None,
+    source: str | None = None,
+    target: str | None = None,
     device: str | None = None,
 ) -> int:
-    """Train a model on your text, or on a task.
+    """Train a model on your text, on pairs of sentences, or on a task.
 
     Without settings it takes five minutes, picks tokenizer, model size and
     schedule for the text and this machine, says what and why, stops early when
     validation has turned, and keeps the best weights. A task takes one minute,
-    or three.
+    or three, a translation twenty.
 
     Parameters
     ----------
     data
         A text file, several, a folder of them, or a corpus by name: shakespeare.
         Or a task by name: addition, expression, sort. A file of that name wins.
+        Or pairs of sentences: tatoeba-ja-en, or with --task translation a table
+        of pairs or two files, one of sentences and one of their translations.
     minutes
         Time for all of it. The number of steps follows, by measuring this machine.
     preset
@@ -56,7 +61,7 @@ def train(
     config
         A TOML file of settings, in tables [task] [model] [train] [optimizer] [schedule].
     model
-        gpt (the usual), recurrent, mlp, bigram or counting.
+        gpt (the usual), recurrent, mlp, bigram or counting; of pairs seq2seq or seq2seq-lstm.
     from_
         Fine-tune: begin with the weights and the tokenizer of this run.
     resume
@@ -66,11 +71,17 @@ def train(
     force
         Replace the run that is in the folder.
     tokenizer
-        char or byte; without it, what suits the text.
+        char or byte, of pairs bpe or char; without it, what suits the text.
     validation
         A file to validate on, instead of the last tenth of the text.
     encoding
         Of the text, where it is not UTF-8: latin-1, say.
+    task
+        What is learnt of files: language (the usual) or translation.
+    source
+        Language to translate from, for a corpus that has several: ja, de, fr.
+    target
+        Language to translate into.
     device
         auto, cpu, cuda, cuda:1, mps.
     """
@@ -91,6 +102,9 @@ def train(
         validation=validation,
         encoding=encoding,
         device=device,
+        task=task,
+        source=source,
+        target=target,
     )
     say = Columns()
     with Preparing() as bar:

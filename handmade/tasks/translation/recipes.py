@@ -25,3 +25,61 @@ MODEL: dict[str, Any] = {
     "initialization": "fan-in",
     "zero_projections": True,
 }
+
+# What was best of what was tried on 57,000 pairs of short sentences: docs/log.md.
+SHAPE = {"encoder_layers": 2, "decoder_layers": 2, "heads": 4, "width": 256, "context": 64}
+SMALL_SHAPE = {"encoder_layers": 2, "decoder_layers": 2, "heads": 4, "width": 128, "context": 64}
+FEW_PAIRS = 10_000
+TRAIN: dict[str, Any] = {"batch": 128, "clip": None}
+OPTIMIZER: dict[str, Any] = {
+    "name": "muon",
+    "learning_rate": 0.03,
+    "embedding_learning_rate": 0.015,
+    "head_learning_rate": 0.006,
+}
+SCHEDULE: dict[str, Any] = {"name": "stable-then-decay", "warmup": 0.02, "decay": 0.6, "final": 0.0}
+
+
+def candidates(family: str, asked: Mapping[str, Mapping[str, Any]]) -> list[Tables]:
+    """Settings of which `choose` picks, from large to small."""
+    if family != "seq2seq":
+        return [recurrent()]
+    return [transformer(shape, asked) for shape in (SHAPE, SMALL_SHAPE)]
+
+
+def transformer(shape: Mapping[str, Any], asked: Mapping[str, Mapping[str, Any]]) -> Tables:
+    """A transformer of today. What is `asked` for stays; heads and width fit it."""
+    return {
+        "model": {**MODEL, **shape, "dropout": 0.1},
+        "train": dict(TRAIN),
+        "optimizer": dict(OPTIMIZER),
+        "schedule": dict(SCHEDULE),
+    }
+
+
+def recurrent() -> Tables:
+    """An LSTM that reads and one that writes."""
+    return {
+        "model": {},
+        "train": {"batch": 128, "clip": 1.0},
+        "optimizer": {"name": "adamw", "learning_rate": 0.003},
+        "schedule": {"name": "stable-then-decay", "warmup": 0.02, "decay": 0.6, "final": 0.0},
+    }
+
+
+def choose(
+    family: str, pairs: int, seconds: float, device: torch.device, asked: Mapping[str, Mapping[str, Any]]
+) -> Choice:
+    """Settings for so many training pairs and so many seconds."""
+    if family != "seq2seq":
+        return Choice(recurrent(), ["what was best for LSTMs: docs/log.md"])
+    small = pairs < FEW_PAIRS
+    tables = transformer(SMALL_SHAPE if small else SHAPE, asked)
+    half = machine.find_precision("auto", device) == "bfloat16"
+    tables["optimizer"]["muon_precision"] = "bfloat16" if half else "float32"
+    why = (
+        "a small one: there are few pairs"
+        if small
+        else "what learns the most in minutes: docs/log.md has what was tried"
+    )
+    return Choice(tables, [why])

@@ -10,6 +10,7 @@ without: it writes whole translations of sentences that it never saw, and those 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -80,10 +81,30 @@ class TranslationConfig(Config):
 
 @dataclass(frozen=True)
 class Translation:
-    """A sentence that a model wrote, and its tokens with their score."""
+    """A sentence that a model wrote, its score (the mean log probability of its tokens, about; 0 is certain), and its
+    tokens."""
 
     text: str
+    score: float
     hypothesis: Hypothesis
+
+
+def pieces(text: str) -> list[str]:
+    """A text, cut behind each of its sentences.
+
+    >>> pieces("暑い。もう帰る！ Is it 3.5? Yes.")
+    ['暑い。', 'もう帰る！', 'Is it 3.5?', 'Yes.']
+    """
+    found = re.split(r"(?<=[。！？])(?![。！？」』）])|(?<=[.!?])\s+", text)
+    return [piece.strip() for piece in found if piece.strip()] or [text]
+
+
+def joined(parts: Sequence[Translation]) -> Translation:
+    """The translations of a text's sentences as one; its score is their mean."""
+    tokens = [token for part in parts for token in part.hypothesis.tokens]
+    score = sum(part.score for part in parts) / len(parts)
+    whole = Hypothesis(tokens, score, all(part.hypothesis.finished for part in parts))
+    return Translation(" ".join(part.text for part in parts), score, whole)
 
 
 class TranslationTask(RunTask):
@@ -203,25 +224,25 @@ class TranslationTask(RunTask):
         search: BeamConfig | None = None,
         sampling: SamplingConfig | None = None,
         seed: int = 0,
+        split: bool = False,
     ) -> list[list[Translation]]:
-        """Translations of every sentence, best first, decoded together.
+        """Translations of every sentence, best first, decoded together. With `split`, a text of several sentences is
+        translated sentence by sentence, and the best of each are joined.
 
         Raises ConfigError for an empty sentence and for one longer than the model's positions, TokenizerError for
         one of characters that the model never saw.
         """
         search = search or BeamConfig(beams=self.config.beams, length_penalty=self.config.length_penalty)
+        if split:
+            if search.nbest > 1:
+                raise ConfigError("A text that is split has one translation: that of its sentences. Leave n-best out.")
+            parts = [pieces(sentence) for sentence in sentences]
+            found = iter(self.translate(model, [piece for part in parts for piece in part], search, sampling, seed))
+            return [[joined([next(found)[0] for _ in part])] for part in parts]
         sources = [ids.tolist() for ids in self.tokenizer.encode_sources(list(sentences), strict=False)]
         for sentence, ids in zip(sentences, sources, strict=True):
-            self.require_known(sentence)
-            context: int | None = model.context  # type: ignore[assignment]
-            if len(ids) <= 1:
-                raise ConfigError("An empty line has no translation. Give a sentence.")
-            if context is not None and len(ids) > context:
-                raise ConfigError(
-                    f"{sentence[:20]}... has {len(ids)} tokens, its end included, and the model sees {context}."
-                    " Translate it in pieces, sentence by sentence: --split does so at full stops."
-                )
-        found = decode(
+            self.require_fitting(model, sentence, len(ids))
+        hypotheses = decode(
             model,
             sources,
             beams=search.beams,
@@ -231,14 +252,26 @@ class TranslationTask(RunTask):
             sampling=sampling,
             seed=seed,
         )
-        return [[Translation(self.tokenizer.decode_target(one.tokens), one) for one in best] for best in found]
+        return [[self.written(one) for one in best] for best in hypotheses]
 
-    def require_known(self, sentence: str) -> None:
-        """Raise TokenizerError for a sentence of which no character was ever seen."""
-        knows = self.tokenizer.source.knows
-        if sentence.strip() and not any(knows(character) for character in sentence if not character.isspace()):
+    def written(self, one: Hypothesis) -> Translation:
+        return Translation(self.tokenizer.decode_target(one.tokens), one.score, one)
+
+    def require_fitting(self, model: nn.Module, sentence: str, tokens: int) -> None:
+        """Raise ConfigError, TokenizerError for what cannot be translated."""
+        context: int | None = model.context  # type: ignore[assignment]
+        if not sentence.strip():
+            raise ConfigError("An empty line has no translation. Give a sentence.")
+        known = self.tokenizer.source.knows
+        if not any(known(character) for character in sentence if not character.isspace()):
             raise TokenizerError(
-                f"{sentence[:20]!r} has no character that the model knows: is it in the language that it translates from?"
+                f"{sentence[:20]!r} has no character that the model knows. It translates from"
+                f" {self.config.source or 'another language'}."
+            )
+        if context is not None and tokens > context:
+            raise ConfigError(
+                f"{sentence[:20]!r}... has {tokens} tokens, its end included, and the model sees {context}. Shorten it,"
+                " or have it split into sentences (--split)."
             )
 
     def answer(self, model: nn.Module, prompt: str, **options: Any) -> str:
@@ -283,8 +316,13 @@ class TranslationTask(RunTask):
 
     def describe(self) -> Iterator[tuple[str, str]]:
         """Lines for the person before training: label, sentence."""
-        train, validation, test = (len(part.sources) for part in (self.split.train, self.split.validation, self.split.test))
-        yield self.split.train.name, f"{train:,} pairs to train on, {validation:,} to watch it with, {test:,} to score it with"
+        train, validation, test = (
+            len(part.sources) for part in (self.split.train, self.split.validation, self.split.test)
+        )
+        yield (
+            self.split.train.name,
+            f"{train:,} pairs to train on, {validation:,} to watch it with, {test:,} to score it with",
+        )
         yield "", "apart by sentence: what is kept back is in no other pair, whatever its case and punctuation"
         if self.split.train.note:
             yield "", self.split.train.note
@@ -308,7 +346,10 @@ class TranslationTask(RunTask):
         beam search, by length of the reference, and the best and the worst sentences."""
         device = next((part.device for part in model.parameters()), torch.device("cpu"))
         pairs = self.split.test
-        found = {name: [best[0].text for best in self.translate(model, pairs.sources, search)] for name, search in self.searches()}
+        found = {
+            name: [best[0].text for best in self.translate(model, pairs.sources, search)]
+            for name, search in self.searches()
+        }
         language = pairs.languages[1]
         scores = {name: corpus_scores(texts, list(pairs.targets), language) for name, texts in found.items()}
         best = found["beam"]
