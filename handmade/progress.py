@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -108,13 +109,23 @@ class Progress:
         """Events as lines of their own; without a moving line, a line now and then."""
         if report.event is not None:
             self.print(Text(report.event, style="yellow"))
+        shown = getattr(self.trainer.task, "shown", ()) if report.scores else ()
         if self.live is not None:
+            if shown:
+                self.print(Text(self.line()))
+            self.show_lines(shown)
             self.live.refresh()
             return
         tenth = TENTHS * report.step // self.trainer.config.steps
         if report.scores or tenth > self.tenth:
             self.print(Text(self.line()))
+        self.show_lines(shown)
         self.tenth = max(tenth, self.tenth)  # a run that goes back does not say it all again
+
+    def show_lines(self, lines: Sequence[str]) -> None:
+        """What a task has to show of the model at an evaluation, such as a few sentences that it translated."""
+        for line in lines:
+            self.print(Text(f"       {line}".rstrip(), style="dim"))
 
     def print(self, text: Text) -> None:
         """A line that stays, above the moving one. It is not broken: a log has no width."""

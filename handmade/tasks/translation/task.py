@@ -345,32 +345,21 @@ class TranslationTask(RunTask):
         """On the validation part loss and token accuracy; on the test part BLEU and chrF of greedy translations and of
         beam search, by length of the reference, and the best and the worst sentences."""
         device = next((part.device for part in model.parameters()), torch.device("cpu"))
-        pairs = self.split.test
-        found = {
+        pairs, language = self.split.test, self.config.target
+        decoded = {
             name: [best[0].text for best in self.translate(model, pairs.sources, search)]
-            for name, search in self.searches()
+            for name, search in self.searches().items()
         }
-        language = pairs.languages[1]
-        scores = {name: corpus_scores(texts, list(pairs.targets), language) for name, texts in found.items()}
-        best = found["beam"]
-        return {
-            **self.score(model, device),
-            "sentences": len(pairs),
-            "beams": self.config.beams,
-            "length_penalty": self.config.length_penalty,
-            **{name: {"bleu": one.bleu, "chrf": one.chrf} for name, one in scores.items()},
-            "bleu_signature": scores["beam"].bleu_signature,
-            "chrf_signature": scores["beam"].chrf_signature,
-            "by_length": reports.by_length(pairs.sources, best, pairs.targets, language),
-            "extremes": reports.extremes(pairs.sources, best, pairs.targets),
-        }
+        return {**self.score(model, device), **reports.examined(pairs.sources, pairs.targets, decoded, language)}
 
-    def searches(self) -> Iterator[tuple[str, BeamConfig]]:
-        yield "greedy", BeamConfig()
-        yield "beam", BeamConfig(beams=self.config.beams, length_penalty=self.config.length_penalty)
+    def searches(self) -> dict[str, BeamConfig]:
+        """How the test part is translated: name -> search."""
+        beams, length_penalty = self.config.beams, self.config.length_penalty
+        found = {"greedy": BeamConfig()}
+        return found | ({f"beam {beams}": BeamConfig(beams, length_penalty=length_penalty)} if beams > 1 else {})
 
     def tell(self, scores: Mapping[str, Any]) -> list[tuple[str, str]]:
-        return reports.tell(scores)
+        return reports.told(scores)
 
     def pictures(self, model: nn.Module) -> Iterator[tuple[str, Any]]:
         """Where the model looked when it translated a few test sentences."""
