@@ -17,7 +17,7 @@ from handmade.errors import ConfigError, ResourceError, RunError, did_you_mean
 from handmade.models import CountingModel
 from handmade.settings import Tables
 from handmade.tasks import TASKS, LanguageTask, RunTask
-from handmade.tokenizers import KINDS
+from handmade.tokenizers import TEXT_KINDS
 
 THREADS = 4  # a processor: more only get in each other's way, and very many end the process
 TABLES = ("model", "train", "optimizer", "schedule")
@@ -71,7 +71,7 @@ def check_words(request: Request) -> None:
                 raise ConfigError(
                     f"{option}: --from {request.start} takes the {whose} of that run. Leave one of the two out."
                 )
-    kinds = ("auto", *KINDS)
+    kinds = ("auto", *TEXT_KINDS)
     if request.tokenizer is not None and request.tokenizer not in kinds:
         near = did_you_mean(request.tokenizer, kinds)
         raise ConfigError(f"--tokenizer {request.tokenizer}: must be one of {', '.join(kinds)}.{near}")
