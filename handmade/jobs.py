@@ -156,7 +156,7 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
         asked["task"]["tokens"] = request.tokenizer
     device, seconds = check_settings(request, family, preset, old, asked, folder, kind)
 
-    chosen = settings.checked("task", options, asked["task"])
+    chosen: Any = settings.checked("task", options, asked["task"])
     task: RunTask
     if kind is LanguageTask:
         found = [known.get(name) or corpora.find(name, lambda line: say("corpus", line)) for name in names]

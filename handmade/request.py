@@ -15,9 +15,9 @@ from handmade import checkpoint, corpora, machine, planning, presets, progress, 
 from handmade.config import Config
 from handmade.errors import ConfigError, ResourceError, RunError, did_you_mean
 from handmade.models import CountingModel
-from handmade.settings import Tables
 from handmade.pair_corpora import PAIR_CORPORA
 from handmade.pair_tokenizer import SIDE_KINDS
+from handmade.settings import Tables
 from handmade.tasks import TASKS, LanguageTask, RunTask, TranslationTask
 from handmade.tasks.translation.data import is_corpus as is_pair_corpus
 from handmade.tokenizers import TEXT_KINDS

@@ -145,7 +145,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     ("content", "why"),
     [
         ("[1, 2]", "not a JSON object"),
-        ('{"kind": "bpe", "version": 1}', "'bpe' is not known here, only char and byte"),
+        ('{"kind": "word", "version": 1}', "'word' is not known here, only char, byte, bpe and pair"),
         ('{"kind": "char", "version": 2}', "version 2"),
         ('{"kind": "char", "version": 1}', "list of characters is missing"),
         ('{"kind": "char", "version": 1, "characters": "aba"}', "same character twice"),

@@ -254,7 +254,7 @@ class Translator(Writer):
                 raise ConfigError(f"{name}: searches, and {', '.join(draws)} draws. Leave one of them out.")
         self.run, self.options, self.how = run, options, how
         try:
-            self.sampling = options.sampling() if draws else None
+            self.drawing = options.sampling() if draws else None
         except ConfigError as problem:
             raise ConfigError(as_options(problem)) from None
         self.pictures = how.attention is not None
@@ -273,7 +273,7 @@ class Translator(Writer):
             beams=self.how.beams,
             nbest=self.how.n_best,
             tokens=None if options.tokens == DEFAULTS.tokens else options.tokens,
-            sampling=self.sampling,
+            sampling=self.drawing,
             seed=row_seed(options.seed, self.texts),
             split=self.how.split,
         )

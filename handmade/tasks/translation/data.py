@@ -37,7 +37,7 @@ def find(
     if len(words) == 2:
         if config.columns is not None:
             raise ConfigError("task.columns: two files have a sentence on each line, and no columns. Leave it out.")
-        return read_parallel(*words, languages_said, encoding)
+        return read_parallel(words[0], words[1], languages_said, encoding)
     columns = None if config.columns is None else (config.columns[0], config.columns[1])
     return read_table(words[0], columns, languages_said, encoding)
 

@@ -46,7 +46,9 @@ def examined(
     }
 
 
-def by_length(hypotheses: Sequence[str], references: Sequence[str], language: str | None = None) -> list[dict[str, Any]]:
+def by_length(
+    hypotheses: Sequence[str], references: Sequence[str], language: str | None = None
+) -> list[dict[str, Any]]:
     """BLEU and chrF by the length of the reference, in words or, where a language has no spaces, in characters.
 
     A row for each group of lengths: `least`, `most`, `unit`, `sentences`, `bleu`, `chrf`. The groups are about equal
@@ -182,8 +184,7 @@ def real_share(batches: Iterable[tuple[Any, Any]]) -> dict[str, float | int]:
             real[side] += int(known.sum())
             places[side] += known.size
     source, target, both = (
-        part / whole if whole else 1.0
-        for part, whole in (*zip(real, places, strict=True), (sum(real), sum(places)))
+        part / whole if whole else 1.0 for part, whole in (*zip(real, places, strict=True), (sum(real), sum(places)))
     )
     counts = {"batches": count, "source_tokens": real[0], "target_tokens": real[1]}
     return {**counts, "source_share": source, "target_share": target, "real_share": both}

@@ -25,9 +25,8 @@ from handmade.layers import cross_entropy
 from handmade.pair_tokenizer import END, FIRST, PairTokenizer
 from handmade.pairs import Pairs, PairSplit
 from handmade.tasks.base import Choice, RunTask, Say, Tables, in_columns
-from handmade.tasks.translation import pictures, recipes, reports
+from handmade.tasks.translation import recipes, reports
 from handmade.tasks.translation.batches import PairBatch, PairRows
-from handmade.tasks.translation.scores import corpus_scores
 from handmade.translating import BeamConfig, Hypothesis, align, decode
 
 SCORED_AT_ONCE = 256  # pairs of an evaluation batch
@@ -371,6 +370,8 @@ class TranslationTask(RunTask):
     def picture(self, model: nn.Module, sentences: Sequence[str]) -> Any:
         """The cross-attention of translations, as a matplotlib Figure: the last layer, the mean of its heads.
         Raises ConfigError for a model without attention."""
+        from handmade.tasks.translation import pictures  # matplotlib, only when something is drawn
+
         drawn = []
         for sentence, best in zip(sentences, self.translate(model, sentences), strict=True):
             source = self.tokenizer.encode_source(sentence, strict=False)
