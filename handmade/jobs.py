@@ -186,9 +186,10 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
         model.fit(task.data.train)  # type: ignore[operator]
         loss = model.loss(task.data.validation)  # type: ignore[operator]
         return Job(request, folder, family, task, record, model, tables, loss=loss)
-    if train.compile == "auto" and not getattr(FAMILIES[family][0], "compiles", True):
+    uncompiled = getattr(FAMILIES[family][0], "uncompiled", None)
+    if train.compile == "auto" and uncompiled:
         train = train.replace(compile="no")
-        say("picked", "not compiled: for a loop over time that takes minutes")
+        say("picked", f"not compiled: {uncompiled}")
     line = task.line_to_beat(seconds)
     rehearsal = Rehearsal(make, task, optimizer, schedule, seconds, say)
     trainer, measured = rehearsal.run(train, device)

@@ -181,8 +181,8 @@ def about(job: Job) -> str:
     if job.family == "counting":
         return f"{shape['order']}-grams by counting: {len(job.model.keys):,} of them"  # type: ignore[arg-type]
     sizes = [
-        f"{shape[name]} {name}" if shape[name] != 1 else f"1 {name[:-1]}"
-        for name in ("layers", "heads")
+        f"{shape[name]} {name.replace('_', ' ')}" if shape[name] != 1 else f"1 {name[:-1].replace('_', ' ')}"
+        for name in ("layers", "encoder_layers", "decoder_layers", "heads")
         if name in shape and not (name == "heads" and shape.get("mixing") == "mean")
     ]
     sizes += [f"{name} {shape[name]:,}" for name in ("window", "width", "hidden", "context") if shape.get(name)]

@@ -77,7 +77,8 @@ class Recurrent(Module):
     """
 
     context = None  # all of the past is in the state: it can run for ever
-    compiles = False  # torch.compile would write the loop over time out, step by step: that takes minutes
+    uncompiled = "for a loop over time that takes minutes"
+    """Why torch.compile is not used unless asked for: it writes the loop out, step by step."""
 
     def __init__(self, config: RecurrentConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()

@@ -195,7 +195,8 @@ class Seq2Seq(Module):
     `generator` makes the initial weights; None takes torch's global one.
     """
 
-    compiles = False  # sentences have many lengths: torch.compile would begin anew with each
+    uncompiled = "sentences have many lengths, and each would be compiled anew"
+    """Why torch.compile is not used unless asked for."""
 
     wave: Tensor
 
