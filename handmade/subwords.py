@@ -27,7 +27,10 @@ from handmade.characters import VERSION, ByteDecoder, Tokenizer, checked, has_ut
 from handmade.errors import ConfigError, TokenizerError, optional
 
 PATTERN = (
-    r" ?\p{L}[\p{L}\p{M}]*(?:['’]\p{L}+)*"  # a word and the space before it; don't is one word
+    r" ?[\p{Han}々〆]+"  # Japanese and Chinese have no spaces; where the script changes, a word mostly ends
+    r"| ?\p{Hiragana}+"
+    r"| ?[\p{Katakana}ー]+"
+    r"| ?\p{L}[\p{L}\p{M}]*(?:['’]\p{L}+)*"  # a word and the space before it; don't is one word
     r"| ?\p{N}+"
     r"| ?[^\s\p{L}\p{N}]+"
     r"|\s+(?!\S)|\s+"  # of several spaces the last goes to the word behind them

@@ -73,7 +73,7 @@ def merged(word: bytes, tokenizer: SubwordTokenizer) -> list[bytes]:
 
 def test_the_ids_are_those_of_the_algorithm() -> None:
     for text in ("that cat sat on the hat", "私は猫が好きです", "matchstick 犬猫 cathat"):
-        words = re.findall(r" ?\w+", text)
+        words = re.findall(r" ?(?:[一-龯]+|[ぁ-ん]+|\w+)", text)
         expected = [part for word in words for part in merged(word.encode(), TRAINED)]
         assert [TRAINED.pieces[id] for id in TRAINED.encode(text)] == expected
         assert len(expected) < len(text.encode())
@@ -100,6 +100,12 @@ def test_words_are_found() -> None:
         return [trained.decode([id]) for id in trained.encode(text)]
 
     assert words("I don't. it's 12, 猫!!  x") == ["I", " don't", ".", " it's", " 12", ",", " 猫", "!!", " ", " x"]
+
+
+def test_a_japanese_word_ends_where_the_script_changes() -> None:
+    trained = SubwordTokenizer.train(["猫が好きです。ノートを買った人々"] * 2, 1000)
+    words = [trained.decode([id]) for id in trained.encode("猫が好きです。ノートを買った人々")]
+    assert words == ["猫", "が", "好", "きです", "。", "ノート", "を", "買", "った", "人々"]
 
 
 def test_training_does_not_depend_on_the_order() -> None:
