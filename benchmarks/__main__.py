@@ -9,7 +9,7 @@ from handmade.errors import HandmadeError, did_you_mean
 
 # From quick to slow.
 NAMES = ("startup", "step", "sampling", "translating", "compile", "demo", "time_to_loss", "shakespeare")
-ASKED = (*NAMES, "gpu", "ladder_rates", "arithmetic")  # what can be asked for by name
+ASKED = (*NAMES, "gpu", "ladder_rates", "arithmetic", "translation")  # what can be asked for by name
 
 
 def main() -> None:
