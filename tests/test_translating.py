@@ -85,7 +85,7 @@ class Double(torch.nn.Module):
 
 def sentences(count, longest=9, seed=0, vocabulary=30):
     draw = random.Random(seed)
-    return [[draw.randrange(4, vocabulary) for _ in range(draw.randrange(longest))] + [END] for _ in range(count)]
+    return [[draw.randrange(4, vocabulary) for _ in range(draw.randrange(1, longest))] + [END] for _ in range(count)]
 
 
 def log_probabilities(model, source, written):
@@ -161,11 +161,11 @@ def test_beams_are_those_of_a_search_in_plain_python(beams, nbest, exponent, end
 
 
 def test_one_beam_is_the_likeliest_token_again_and_again():
-    model, sources = Double(end=0.5), sentences(20)
+    model, sources = Double(), sentences(20)
     ends = 0
-    for source, (hypothesis,) in zip(sources, decode(model, sources, most=12), strict=True):
+    for source, (hypothesis,) in zip(sources, decode(model, sources, most=9), strict=True):
         written, total, token = [], 0.0, None
-        while token != END and len(written) < 12:
+        while token != END and len(written) < 9:
             likely = log_probabilities(model, source, written)
             token = int(likely.argmax())
             total += likely[token].item()
@@ -182,7 +182,7 @@ def test_one_beam_is_the_likeliest_token_again_and_again():
 
 @pytest.mark.parametrize("beams", [1, 4])
 def test_cached_is_uncached_and_a_batch_is_its_sentences(beams):
-    model, sources = Double(end=0.5), sentences(23)
+    model, sources = Double(), sentences(23)
     settings = {"beams": beams, "nbest": beams}
     found = decode(model, sources, rows=8, **settings)
     alike(decode(model, sources, rows=8, cache=False, **settings), found)
@@ -390,7 +390,7 @@ def test_alignment_is_attention_to_the_source(name):
     model = MODELS[name]()
     if not isinstance(model, Seq2Seq):
         return
-    for source, target in [([5, 6, 7, 8, END], [4, 9, END]), ([5, 6, END], [4, 9, END]), ([END], [4])]:
+    for source, target in [([5, 6, 7, 8, END], [4, 9, END]), ([5, 6, END], [4, 9, END]), ([5, END], [4])]:
         weights = align(model, source, target)
         assert weights.shape == (2, 2, len(target), len(source))
         assert torch.allclose(weights.sum(-1), torch.ones(()).double())
@@ -410,13 +410,13 @@ def test_alignment_is_attention_to_the_source(name):
 def test_what_cannot_be_aligned():
     model = MODELS["2017"]()
     with pytest.raises(ConfigError, match=r"^source is empty"):
-        align(model, [], [4])
+        align(model, [END], [4])
     with pytest.raises(ConfigError, match=r"^target is empty: there is nothing to align"):
-        align(model, [END], [])
+        align(model, [5, END], [])
     with pytest.raises(ConfigError, match=r"^target has the token 13; the model knows 0 to 12\.$"):
-        align(model, [END], [13])
+        align(model, [5, END], [13])
     with pytest.raises(ConfigError, match=r"^target has 21 tokens, the model has 20 positions"):
-        align(model, [END], [4] * 21)
+        align(model, [5, END], [4] * 21)
     with pytest.raises(ConfigError, match=r"^This model has no attention"):
         align(Double(), [5, END], [4])
 
@@ -433,18 +433,20 @@ def test_nothing_gives_nothing():
     ("sources", "settings", "message"),
     [
         ([[5, END], []], {}, r"^source 1 is empty: there is nothing to translate\. Leave it out\.$"),
+        ([[5, END], [END]], {}, r"^source 1 is empty"),
+        ([[5, PAD, 6, END]], {}, r"^source 0 has padding in it \(token 0\)\. Leave it out"),
         ([[5] * 12 + [END]], {}, r"^source 0 has 13 tokens, the model has 12 positions\. Split the sentence, or train"),
         ([[5, 30, END]], {}, r"^source 0 has the token 30; the model knows 0 to 29\.$"),
         ([[5, -1, END]], {}, r"^source 0 has the token -1; the model knows 0 to 29\.$"),
-        ([[END]], {"beams": 0}, r"^BeamConfig.beams = 0: must be at least 1\.$"),
-        ([[END]], {"beams": 2, "nbest": 3}, r"^BeamConfig.nbest = 3: must be from 1 to beams = 2\.$"),
-        ([[END]], {"nbest": 0}, r"^BeamConfig.nbest = 0"),
-        ([[END]], {"length_penalty": -0.1}, r"^BeamConfig.length_penalty = -0.1: must be 0 or a number above"),
-        ([[END]], {"length_penalty": math.nan}, r"^BeamConfig.length_penalty = nan"),
-        ([[END]], {"most": 0}, r"^BeamConfig.most = 0: must be at least 1, or none"),
-        ([[END]], {"rows": 0}, r"^rows = 0: must be at least 1\.$"),
-        ([[END]], {"beams": 2, "sampling": SamplingConfig()}, r"^beams = 2 with sampling: .* one beam"),
-        ([[END]], {"sampling": SamplingConfig(), "seed": -1}, r"^seed = -1: must be 0 or more"),
+        ([[5, END]], {"beams": 0}, r"^BeamConfig.beams = 0: must be at least 1\.$"),
+        ([[5, END]], {"beams": 2, "nbest": 3}, r"^BeamConfig.nbest = 3: must be from 1 to beams = 2\.$"),
+        ([[5, END]], {"nbest": 0}, r"^BeamConfig.nbest = 0"),
+        ([[5, END]], {"length_penalty": -0.1}, r"^BeamConfig.length_penalty = -0.1: must be 0 or a number above"),
+        ([[5, END]], {"length_penalty": math.nan}, r"^BeamConfig.length_penalty = nan"),
+        ([[5, END]], {"most": 0}, r"^BeamConfig.most = 0: must be at least 1, or none"),
+        ([[5, END]], {"rows": 0}, r"^rows = 0: must be at least 1\.$"),
+        ([[5, END]], {"beams": 2, "sampling": SamplingConfig()}, r"^beams = 2 with sampling: .* one beam"),
+        ([[5, END]], {"sampling": SamplingConfig(), "seed": -1}, r"^seed = -1: must be 0 or more"),
     ],
 )
 def test_refused(sources, settings, message):
