@@ -347,7 +347,7 @@ def test_a_real_model_cached_and_uncached_together_and_alone(name, beams):
     settings = {"beams": beams, "nbest": beams, "length_penalty": 2.0}
     found = decode(model, sources, rows=4, **settings)
     alike(decode(model, sources, rows=4, cache=False, **settings), found)
-    alike([decode(model, [source], **settings)[0] for source in sources], found)
+    alike([decode(model, [source], **settings)[0] for source in sources[:4]], found[:4])
     assert len({len(hypotheses[0].tokens) for hypotheses in found}) > 1
     most = min(20, 2 * len(sources[0]) + 10)
     agree(found[0], by_hand(model, sources[0], beams, beams, 2.0, most))
