@@ -17,7 +17,15 @@ from typing import Any
 
 from handmade.config import Config, describe
 from handmade.generation import SamplingConfig
-from handmade.models import BigramConfig, CountingConfig, FixedWindowConfig, GPTConfig, MLPConfig, RecurrentConfig
+from handmade.models import (
+    BigramConfig,
+    CountingConfig,
+    FixedWindowConfig,
+    GPTConfig,
+    MLPConfig,
+    RecurrentConfig,
+    Seq2SeqConfig,
+)
 from handmade.optimizers import OptimizerConfig
 from handmade.schedules import ScheduleConfig
 from handmade.tasks import TASKS
@@ -50,6 +58,7 @@ TABLES: tuple[tuple[str | None, type[Config], str], ...] = (
     ("model", BigramConfig, "The model: bigram (`--model bigram`)"),
     ("model", FixedWindowConfig, "The model: fixed window (`--model fixed-window`)"),
     ("model", CountingConfig, "The model: counting (`--model counting`)"),
+    ("model", Seq2SeqConfig, "The model: encoder-decoder (`--model seq2seq`)"),
     ("task", LanguageConfig, "The task: a text"),
     *(("task", task.settings, f"The task: {name} (`handmade train {name}`)") for name, task in TASKS.items()),
     (None, SamplingConfig, "How text is drawn"),
@@ -62,6 +71,8 @@ PLAIN = {
     "train.seed": "Another number is another run: other first weights, other order of the text, other dropout.",
     "optimizer.name": "From the simplest to Muon; [parts.md](parts.md) has the formulas.",
     "model.layers": "Blocks, one behind the other. Each is an attention and a feed-forward layer.",
+    "model.encoder_layers": "Blocks that read, one behind the other: each an attention and a feed-forward layer.",
+    "model.decoder_layers": "Blocks that write: each an attention, one over the source, and a feed-forward layer.",
     "model.heads": "Attentions side by side in a block, each in its own share of the width. Must divide `model.width`.",
     "model.activation": "What stands inside the feed-forward layer. swiglu has a gate, a third matrix.",
     "model.norm_placement": "Norm what goes into a layer (pre, as GPT-2) or what comes out (post, as GPT-1).",

@@ -160,7 +160,7 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
     left = None if seconds is None else time_left(seconds, began)
     tables = settings.merged(_defaults(family, preset, old, task, left, device, asked, say), asked)
     task = _fit_context(tables, family, old, task, say)
-    model_config, train, optimizer, schedule = settings.build(family, tables, task.tokenizer.vocab_size)
+    model_config, train, optimizer, schedule = settings.build(family, tables, task.sizes)
     if family != "counting":
         planning.require_memory(model_config, train, optimizer.name, device)
 

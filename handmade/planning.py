@@ -27,6 +27,7 @@ from handmade.models.gpt import GPTConfig
 from handmade.models.mlp import MLPConfig
 from handmade.models.ngram import CountingConfig
 from handmade.models.recurrent import RecurrentConfig
+from handmade.models.seq2seq import Seq2SeqConfig
 from handmade.tasks import RunTask
 from handmade.training import TrainConfig, Trainer
 
@@ -62,6 +63,15 @@ def kept_of_token(model: Config, train: TrainConfig) -> int:
         # A whole window for each token that is asked for: about a quarter of those in a row.
         inside = 16 * model.width + 3 * model.hidden if model.body == "transformer" else 3 * model.width
         return number * model.context * model.layers * inside // 4
+    if isinstance(model, Seq2SeqConfig):
+        # As a GPT's block, below; of a token of the source and of one of the target, which asks the source too.
+        block = 4 * 4 * model.width + number * (10 * model.width + 3 * model.hidden_features)
+        asking = 2 * 4 * model.width + number * 9 * model.width
+        noise = 4 * model.width if model.dropout else 0
+        kept = model.attention_dropout or (number == 2 and train.device in ("auto", "cpu"))
+        weights = number * model.heads * model.context * 3 if kept else 0
+        read, written = block + weights + 2 * noise, block + asking + 2 * weights + 3 * noise
+        return model.encoder_layers * read + model.decoder_layers * written
     if not isinstance(model, GPTConfig):
         return 0
     # Kept for the backward pass by a block, in features: the stream and its norms (in float32), queries, keys,

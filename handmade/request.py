@@ -153,7 +153,8 @@ def check_settings(
     for tables in reversed(candidates):  # the smallest first: its error is the one to show
         try:
             # One token of vocabulary: what does not fit with it fits with no text.
-            model, train, optimizer, _ = settings.build(family, tables, 1)
+            sizes = dict.fromkeys(settings.sizes_of(family), 1)
+            model, train, optimizer, _ = settings.build(family, tables, sizes)
             break
         except ConfigError as wrong:
             problem = problem or wrong
@@ -178,8 +179,9 @@ def check_settings(
 
 def _refuse_other_shape(request: Request, old: run.Run, model: Config) -> None:
     """Raise ConfigError where the model would not be that of the run to begin with. Dropout is no part of it."""
+    free = (*settings.SIZES, "dropout", "attention_dropout")
     for name, value in model.to_dict().items():
-        if name not in ("vocab_size", "dropout", "attention_dropout") and value != old.config["model"].get(name, value):
+        if name not in free and value != old.config["model"].get(name, value):
             raise ConfigError(
                 f"model.{name} = {value}: --from {request.start} has {old.config['model'][name]}, and its weights fit"
                 " no other. Leave it out."
@@ -193,7 +195,8 @@ def given_tables(preset: presets.Preset | None, old: run.Run | None) -> Tables:
     if old is None:
         return settings.merged()
     tables = settings.merged({name: old.config[name] for name in TABLES})
-    del tables["model"]["vocab_size"]
+    for name in settings.SIZES:
+        tables["model"].pop(name, None)
     for name in ("device", "precision", "compile", "threads"):
         tables["train"].pop(name, None)  # of the machine that it was trained on
     return tables

@@ -29,6 +29,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+SIZES = ("vocab_size", "source_vocab_size")  # of a model's options those that nobody sets
 VOCABULARY = "the text and its tokenizer decide it."
 
 
@@ -49,7 +50,7 @@ def options(family: str, task: type[Config] = LanguageTask.settings) -> dict[str
     """Table -> option -> type, of all that a person may set. `task` is the class of the task's options. Raises
     ConfigError for an unknown family."""
     return {
-        table: {name: kind for name, kind in cls.annotations().items() if name != "vocab_size"}
+        table: {name: kind for name, kind in cls.annotations().items() if name not in SIZES}
         for table, cls in {**classes(family), "task": task}.items()
     }
 
@@ -74,7 +75,7 @@ def from_words(words: Iterable[str], family: str, task: type[Config] = LanguageT
         if not equals:
             raise ConfigError(f"--set {word}: needs a value, as in --set model.layers=6.")
         last = name.rpartition(".")[2]
-        if last == "vocab_size":
+        if last in SIZES:
             raise ConfigError(f"--set {name}: {VOCABULARY}")
         if name not in known:
             # The right option in the wrong table is the likeliest slip.
@@ -106,8 +107,8 @@ def from_file(path: Path, family: str, task: type[Config] = LanguageTask.setting
         if not isinstance(given, dict):
             raise ConfigError(f"{path}: {table} = {given!r}: must be a table, [{table}].")
         for option, value in given.items():
-            if option == "vocab_size":
-                raise ConfigError(f"{path}: vocab_size in [{table}]: {VOCABULARY}")
+            if option in SIZES:
+                raise ConfigError(f"{path}: {option} in [{table}]: {VOCABULARY}")
             if option not in known[table]:
                 near = home(option, known) or did_you_mean(option, known[table])
                 raise ConfigError(f"{path}: no option {option} in [{table}].{near}")
@@ -137,9 +138,17 @@ def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
     return tomli_w.dumps(written)
 
 
-def build(family: str, tables: Tables, vocab_size: int) -> tuple[Config, TrainConfig, OptimizerConfig, ScheduleConfig]:
-    """The four configs, checked. Raises ConfigError that names an option as it is typed: `model.heads`."""
-    given: Tables = {**tables, "model": {**tables["model"], "vocab_size": vocab_size}}
+def sizes_of(family: str) -> tuple[str, ...]:
+    """Those of `SIZES` that a model of this family has."""
+    return tuple(name for name in SIZES if name in classes(family)["model"].annotations())
+
+
+def build(
+    family: str, tables: Tables, sizes: Mapping[str, int]
+) -> tuple[Config, TrainConfig, OptimizerConfig, ScheduleConfig]:
+    """The four configs, checked, with the `sizes` that the task decides: each of `sizes_of(family)`. Raises ConfigError
+    that names an option as it is typed: `model.heads`."""
+    given: Tables = {**tables, "model": {**tables["model"], **sizes}}
     made: list[Any] = [checked(table, cls, given[table]) for table, cls in classes(family).items()]
     model, train, optimizer, schedule = made
     return model, train, optimizer, schedule

@@ -553,4 +553,5 @@ def test_what_every_task_says_of_itself(name):
         assert len(group) == 40
         assert 0 <= group.min() <= group.max() < len(names)
     assert task.refusal("counting").startswith("a counting model counts a text")
+    assert task.refusal("seq2seq").startswith("takes pairs of sentences")
     assert re.search(r"^ {8}\S+=\S", type(task).__doc__ or "", re.MULTILINE), "worked strings"

@@ -137,7 +137,11 @@ def check_settings(call: dict[str, Any]) -> None:
     family = call.get("model") or "gpt"
     task = next((TASKS[name] for name in call["data"] if name in TASKS), LanguageTask).settings
     layers = [{name: getattr(preset, name) for name in ("model", "train", "optimizer", "schedule")}] if preset else []
-    settings.build(family, settings.merged(*layers, settings.from_words(call.get("set_") or (), family, task)), 65)
+    settings.build(
+        family,
+        settings.merged(*layers, settings.from_words(call.get("set_") or (), family, task)),
+        dict.fromkeys(settings.sizes_of(family), 65),
+    )
 
 
 def test_a_command_that_is_wrong_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

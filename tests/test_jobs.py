@@ -16,7 +16,7 @@ from torch._dynamo.exc import TorchDynamoException
 from handmade import corpora, data, jobs, machine, planning, sources
 from handmade.errors import ConfigError, ResourceError
 from handmade.jobs import Request, time_left
-from handmade.models import FAMILIES, BigramConfig, CountingConfig, GPTConfig, MLPConfig, RecurrentConfig
+from handmade.models import FAMILIES, BigramConfig, CountingConfig, GPTConfig, MLPConfig, RecurrentConfig, Seq2SeqConfig
 from handmade.optimizers import OptimizerConfig
 from handmade.rehearsal import Rehearsal
 from handmade.settings import build, merged
@@ -116,6 +116,7 @@ def test_parameters_are_counted_without_making_them(shape):
         MLPConfig(11, window=3, width=5, hidden=7),
         RecurrentConfig(11, cell="rnn", width=6),
         RecurrentConfig(11, cell="lstm", width=6, layers=3),
+        Seq2SeqConfig(11, 13, width=8, encoder_layers=3),
     ],
 )
 def test_parameters_of_every_family_are_counted_without_making_them(config):
@@ -123,7 +124,7 @@ def test_parameters_of_every_family_are_counted_without_making_them(config):
     assert planning.parameters_of(config) == sum(parameter.numel() for parameter in made(config).parameters())
 
 
-def kept_bytes(model, tokens):
+def kept_bytes(model, *tokens):
     """What the backward pass keeps of a batch, beside the weights: every piece of memory once."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     pieces = {}
@@ -135,7 +136,7 @@ def kept_bytes(model, tokens):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+        torch.nn.functional.cross_entropy(model(*tokens).flatten(0, 1), tokens[-1].flatten())
     return sum(storage.nbytes() for storage in pieces.values())
 
 
@@ -156,6 +157,25 @@ def test_memory_is_foreseen(config):
     found = kept_bytes(made(config), torch.zeros(16, 64, dtype=torch.int64))
     foreseen = [planning.memory_needed(config, TrainConfig(batch=batch, precision="float32")) for batch in (16, 32)]
     assert found <= foreseen[1] - foreseen[0] <= 4 * found
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        Seq2SeqConfig(50, 40),
+        Seq2SeqConfig(50, 40, norm_placement="pre", positions="rotary", query_key_norm=True, dropout=0.1),
+        Seq2SeqConfig(50, 40, activation="swiglu", encoder_layers=4, norm="rms"),
+    ],
+)
+def test_memory_of_pairs_is_foreseen(config, precision):
+    config = config.replace(width=64, context=32)
+    (made,) = (made for made, settings in FAMILIES.values() if type(config) is settings)
+    tokens = torch.ones(16, 32, dtype=torch.int64)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        found = kept_bytes(made(config), tokens, tokens)
+    foreseen = [planning.memory_needed(config, TrainConfig(batch=batch, precision=precision)) for batch in (16, 32)]
+    assert found <= foreseen[1] - foreseen[0] <= 2.5 * found
 
 
 @pytest.mark.parametrize(
@@ -196,7 +216,7 @@ def test_what_suits_a_cell():
     for cell in ("rnn", "lstm"):
         asked = merged({"model": {"cell": cell}})
         tables = merged(sizes.usual("recurrent", asked), asked)
-        _, train, optimizer, schedule = build("recurrent", tables, 65)
+        _, train, optimizer, schedule = build("recurrent", tables, {"vocab_size": 65})
         rates[cell] = optimizer.learning_rate
         assert (train.clip, schedule.name) == (1.0, "cosine")
     assert rates["rnn"] < rates["lstm"] == sizes.usual("recurrent", merged())["optimizer"]["learning_rate"]

@@ -73,6 +73,70 @@ def test_the_past_does_not_see_the_future(kind, form):
     assert not torch.equal(layer(x)[0][:, 4:], layer(changed)[0][:, 4:])
 
 
+class UpTo(torch.nn.Module):
+    """An LSTM of rows of several lengths: ours, or torch's with packed rows. The output without what is padded."""
+
+    def __init__(self, layer, lengths):
+        super().__init__()
+        self.layer, self.lengths = layer, torch.tensor(lengths)
+
+    def forward(self, x, *state):
+        first = self.layer.batch_first
+        if isinstance(self.layer, layers.LSTM):
+            output, last = self.layer(x, state or None, self.lengths)
+        else:
+            packed = torch.nn.utils.rnn.pack_padded_sequence(x, self.lengths, first, enforce_sorted=False)
+            output, last = self.layer(packed, state or None)
+            output, _ = torch.nn.utils.rnn.pad_packed_sequence(output, first, total_length=x.shape[1 if first else 0])
+        real = torch.arange(x.shape[1 if first else 0]) < self.lengths[:, None]
+        assert output.isfinite().all()
+        return output.masked_fill(~(real if first else real.T)[..., None], 0.0), last
+
+
+@both_forms
+@few
+@given(
+    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    more=st.integers(0, 2),
+    depth=st.integers(1, 3),
+    bias=st.booleans(),
+    batch_first=st.booleans(),
+    with_state=st.booleans(),
+    seed=seeds,
+)
+def test_rows_of_several_lengths_equal_packed_ones(form, lengths, more, depth, bias, batch_first, with_state, seed):
+    rows, steps = len(lengths), max(lengths) + more
+    ours = build(form, lambda: layers.LSTM(3, 4, depth, bias, batch_first))
+    theirs = torch.nn.LSTM(3, 4, depth, bias=bias, batch_first=batch_first)
+    x = normal(seed, rows, steps, 3) if batch_first else normal(seed, steps, rows, 3)
+    state = [normal(seed + 1 + part, depth, rows, 4) for part in range(2 * with_state)]
+    assert_parity(UpTo(ours, lengths), UpTo(theirs, lengths), [x, *state])
+
+
+@both_forms
+def test_a_row_of_no_length_keeps_its_state(form):
+    layer, state = build(form, lambda: layers.LSTM(3, 4)).double(), (normal(1, 1, 2, 4), normal(2, 1, 2, 4))
+    _, found = layer(normal(0, 2, 5, 3), state, torch.tensor([0, 2]))
+    for part, before in zip(found, state, strict=True):
+        assert torch.equal(part[:, 0], before[:, 0])
+        assert not torch.equal(part[:, 1], before[:, 1])
+
+
+@both_forms
+def test_lengths_under_autocast(form):
+    layer, x, lengths = build(form, lambda: layers.LSTM(8, 16)), normal(2, 3, 20, 8).float(), torch.tensor([20, 3, 11])
+    exact = layer(x, None, lengths)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x, None, lengths)
+    for part, expected in zip(flatten(found[1]), flatten(exact[1]), strict=True):
+        torch.testing.assert_close(part.float(), expected, rtol=0.05, atol=0.1)
+    changed = x.clone()
+    changed[1, 3:] = 50.0
+    with torch.autocast("cpu", torch.bfloat16):
+        for part, expected in zip(flatten(layer(changed, None, lengths)[1]), flatten(found[1]), strict=True):
+            assert torch.equal(part, expected)
+
+
 @both_forms
 @both_kinds
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

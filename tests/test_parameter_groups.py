@@ -14,6 +14,7 @@ from handmade.models.gpt import GPT, GPTConfig
 from handmade.models.mlp import MLP, MLPConfig
 from handmade.models.ngram import Bigram, BigramConfig
 from handmade.models.recurrent import Recurrent, RecurrentConfig
+from handmade.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from handmade.optimizers import KINDS, OptimizerConfig, build_optimizers, parameter_groups
 
 NAMES = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "muon")
@@ -44,6 +45,10 @@ def gpt(**changes: Any) -> GPT:
     return GPT(GPTConfig(**{**base, **changes}))
 
 
+def seq2seq(**changes: Any) -> Seq2Seq:
+    return Seq2Seq(Seq2SeqConfig(11, 13, context=6, heads=2, width=8).replace(positions="learned", **changes))
+
+
 MODELS = {
     "torch": Transformer,
     "torch, tied": lambda: Transformer(tied=True),
@@ -54,6 +59,8 @@ MODELS = {
     "rnn": lambda: Recurrent(RecurrentConfig(vocab_size=11, cell="rnn", width=8, layers=2)),
     "lstm": lambda: Recurrent(RecurrentConfig(vocab_size=11, width=8)),
     "bigram": lambda: Bigram(BigramConfig(vocab_size=11)),
+    "seq2seq, tied": seq2seq,
+    "seq2seq": lambda: seq2seq(tied_head=False, head_bias=True),
 }
 
 
@@ -92,7 +99,19 @@ def test_kinds_of_a_gpt() -> None:
     assert all(p.ndim == 1 for p in found["vectors"].values())
 
 
-@pytest.mark.parametrize("model", ["torch, tied", "gpt, tied"])
+def test_kinds_of_an_encoder_decoder() -> None:
+    found = parameter_groups(seq2seq(tied_head=False, head_bias=True))
+    tables = {f"{side}{kind}.weight" for side in ("source_", "") for kind in ("embedding", "position")}
+    assert set(found["embeddings"]) == tables
+    assert set(found["head"]) == {"head.weight"}
+    # Of an encoder's layer: queries, keys, values, output, two of the feed-forward layer; four more of a decoder's.
+    assert len(found["matrices"]) == 2 * 6 + 2 * 10
+    assert all(name.startswith(("encoder.", "decoder.")) and p.ndim == 2 for name, p in found["matrices"].items())
+    assert "encoder.0.attention_norm.weight" in found["vectors"]
+    assert all(p.ndim == 1 for p in found["vectors"].values())
+
+
+@pytest.mark.parametrize("model", ["torch, tied", "gpt, tied", "seq2seq, tied"])
 def test_a_tied_head_is_an_embedding(model: str) -> None:
     made = MODELS[model]()
     found = parameter_groups(made)

@@ -43,7 +43,7 @@ def test_every_preset_can_be_used(name):
     assert preset.source
     assert "\n" not in preset.about + preset.source
     tables = {table: getattr(preset, table) for table in ("model", "train", "optimizer", "schedule")}
-    settings.build(preset.family, settings.merged(tables), preset.vocab_size or CHARACTERS)
+    settings.build(preset.family, settings.merged(tables), {"vocab_size": preset.vocab_size or CHARACTERS})
     assert json.loads(json.dumps(tables))  # data, that any file can hold
 
 
@@ -149,7 +149,9 @@ def test_shapes_are_those_of_the_source(name, model):
 def test_training_is_that_of_the_source(name, rows, steps, rate, betas, decay, clip, warmup_steps, last_rate):
     preset = PRESETS[name]
     tables = {table: getattr(preset, table) for table in ("model", "train", "optimizer", "schedule")}
-    model, train, optimizer, schedule = settings.build("gpt", settings.merged(tables), preset.vocab_size or CHARACTERS)
+    model, train, optimizer, schedule = settings.build(
+        "gpt", settings.merged(tables), {"vocab_size": preset.vocab_size or CHARACTERS}
+    )
     assert (train.tokens_per_step or train.batch * model.context) == rows * model.context
     assert (train.steps, train.clip) == (steps, clip)
     assert (optimizer.name, optimizer.learning_rate, optimizer.betas) == ("adamw", rate, betas)

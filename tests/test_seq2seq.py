@@ -298,6 +298,16 @@ def test_keys_and_values_of_the_memory_are_made_once(monkeypatch: pytest.MonkeyP
     model.decode(targets(12, 1), memory, cache)
 
 
+@each_variant
+def test_every_parameter_learns(variant: str) -> None:
+    model, source, tokens = make(variant), sentences(), targets(4, 5)
+    nn.functional.cross_entropy(model(source, tokens).flatten(0, 1), tokens.flatten()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        # A bias of keys adds the same to all scores of a query: a softmax does not see it.
+        assert (parameter.grad.abs().max() > 1e-12) == (not name.endswith("key.bias")), name
+
+
 # --- the rest --------------------------------------------------------------------------------------------------
 
 

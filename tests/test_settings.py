@@ -8,6 +8,8 @@ from handmade.models import FAMILIES
 from handmade.presets import PRESETS
 from handmade.settings import build, from_file, from_words, merged, to_toml
 
+SIZES = {"vocab_size": 65}
+
 
 @pytest.fixture
 def file(tmp_path):
@@ -60,6 +62,7 @@ def test_none_is_a_word_where_the_option_has_it():
         ("=3", "--set : no such option. Options look like model.layers, train.seed."),
         ("model.layers", "--set model.layers: needs a value, as in --set model.layers=6."),
         ("model.vocab_size=3", "--set model.vocab_size: the text and its tokenizer decide it."),
+        ("model.source_vocab_size=3", "--set model.source_vocab_size: the text and its tokenizer decide it."),
         ("vocab_size=3", "--set vocab_size: the text and its tokenizer decide it."),
         ("model.layers=six", "model.layers = six: must be a whole number."),
         ("model.layers=", "model.layers = : must be a whole number."),
@@ -107,7 +110,7 @@ def test_file(file):
     assert found["model"] == {"layers": 3, "positions": "none", "logit_cap": None, "dropout": 0.0}
     assert found["train"] == {"clip": None}
     assert found["optimizer"] == {"betas": (0.9, 0.99)}
-    build("gpt", found, vocab_size=65)
+    build("gpt", found, {"vocab_size": 65})
 
 
 def test_an_empty_file_sets_nothing(file):
@@ -129,6 +132,7 @@ def test_a_byte_order_mark_and_line_ends_of_windows(file):
         ("layers = 3", "layers stands in no table. Did you mean [model] layers?"),
         ("model = 3", "model = 3: must be a table, [model]."),
         ("[model]\nvocab_size = 3", "vocab_size in [model]: the text and its tokenizer decide it."),
+        ("[model]\nsource_vocab_size = 3", "source_vocab_size in [model]: the text and its tokenizer decide it."),
         ('[model]\nlayers = "six"', "layers = 'six' in [model]: must be a whole number."),
         ('[model]\nlayers = "none"', "layers = 'none' in [model]: must be a whole number."),
         ("[model]\nlayers = 1.0", "layers = 1.0 in [model]: must be a whole number."),
@@ -157,14 +161,14 @@ def test_to_a_file_and_back(name, file):
     expected = merged(tables, given)
     found = file(to_toml(expected), preset.family)
     assert found == expected
-    assert build(preset.family, found, 65) == build(preset.family, expected, 65)
+    assert build(preset.family, found, SIZES) == build(preset.family, expected, SIZES)
 
 
 def test_whole_configs_go_to_a_file_and_back(file):
-    made = build("gpt", merged({"train": {"tokens_per_step": 99}}), 65)
+    made = build("gpt", merged({"train": {"tokens_per_step": 99}}), SIZES)
     tables = dict(zip(("model", "train", "optimizer", "schedule"), (part.to_dict() for part in made), strict=True))
     del tables["model"]["vocab_size"]
-    assert build("gpt", file(to_toml(tables)), 65) == made
+    assert build("gpt", file(to_toml(tables)), SIZES) == made
 
 
 # --- together --------------------------------------------------------------------------------------------------
@@ -185,7 +189,7 @@ def test_a_later_layer_wins():
 
 def test_build_names_an_option_as_it_is_typed():
     def message(tables, family="gpt"):
-        return message_of(ConfigError, build, family, merged(tables), 65)
+        return message_of(ConfigError, build, family, merged(tables), SIZES)
 
     assert message({"model": {"heads": 5}}).startswith("model.heads = 5: does not divide width = 384.")
     assert message({"train": {"steps": 0}}) == "train.steps = 0: must be at least 1."
@@ -195,10 +199,10 @@ def test_build_names_an_option_as_it_is_typed():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_of_every_family(family):
-    model, train, optimizer, schedule = build(family, merged(), 65)
+    model, train, optimizer, schedule = build(family, merged(), dict.fromkeys(settings.sizes_of(family), 65))
     assert type(model) is FAMILIES[family][1]
     assert model.vocab_size == 65
     found = settings.options(family)
     assert list(found) == ["model", "train", "optimizer", "schedule", "task"]
     for table, config in zip(found, (model, train, optimizer, schedule), strict=False):
-        assert set(found[table]) == set(config.to_dict()) - {"vocab_size"}
+        assert set(found[table]) == set(config.to_dict()) - {"vocab_size", "source_vocab_size"}

@@ -64,6 +64,13 @@ def test_missing_file_names_the_nearest(refused) -> None:
     assert "Did you mean text.txt?" in refused("train", "txet.txt")
 
 
+@pytest.mark.parametrize("data", ["text.txt", "addition"])
+def test_a_model_of_pairs_reads_no_text(refused, data: str) -> None:
+    said = refused("train", data, "--model", "seq2seq")
+    why = "takes pairs of sentences, reads no text. Train it on pairs, such as tatoeba-ja-en."
+    assert said == f"handmade: --model seq2seq: {why}\n"
+
+
 def test_empty_file(refused, place: Path) -> None:
     (place / "empty.txt").write_text("")
     assert "empty.txt" in refused("train", "empty.txt")

@@ -47,12 +47,13 @@ def facts(name: str) -> dict[str, Any]:
     from handmade import planning
     from handmade.models import FAMILIES
     from handmade.presets import PRESETS
+    from handmade.settings import sizes_of
     from handmade.training import TrainConfig
 
     preset = PRESETS[name]
     settings: Any = FAMILIES[preset.family][1]
     vocab_size = preset.vocab_size or CHARACTERS
-    config = settings.from_dict({**preset.model, "vocab_size": vocab_size})
+    config = settings.from_dict({**preset.model, **dict.fromkeys(sizes_of(preset.family), vocab_size)})
     train = TrainConfig.from_dict(preset.train)
     parameters = planning.parameters_of(config)
     memory = planning.memory_needed(config, train, preset.optimizer.get("name", "adamw"))

@@ -144,7 +144,10 @@ class LSTM(_Recurrent):
     The four W stand in weight_ih, the four U in weight_hh, in the order i, f, g, o; b is bias_ih + bias_hh.
     In a second layer the x_t are the h_t of the first, and so on. The state starts at zero unless given.
 
-    Shapes: x (B, T, I), or (T, B, I) with `batch_first=False`; state (h, c), each (L, B, H)
+    With `lengths`, row b ends behind step lengths[b], of what is padded on the right nothing gets into the state that
+    is returned, and the output there is arbitrary but finite.
+
+    Shapes: x (B, T, I), or (T, B, I) with `batch_first=False`; state (h, c), each (L, B, H); lengths (B,) int64
             -> output, x's shape with H for I: the last layer's h_t; state (h, c): every layer's last.
     Raises ConfigError for a size below 1, ValueError for x or a state of another shape.
     Source: Hochreiter and Schmidhuber 1997; with the forget gate: Gers, Schmidhuber and Cummins 2000, section 3.
@@ -152,9 +155,13 @@ class LSTM(_Recurrent):
 
     gates = 4
 
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(
+        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         self.check(x, *(state or ()))
         hidden, cell = (self.no_state(x), self.no_state(x)) if state is None else state
+        if self.fused and lengths is not None:
+            return self.fused_up_to(lengths, x, hidden, cell)
         if self.fused:
             output, hidden, cell = torch.lstm(
                 x,
@@ -173,13 +180,50 @@ class LSTM(_Recurrent):
         for layer, (h, c) in enumerate(zip(hidden.unbind(0), cell.unbind(0), strict=True)):
             gates, weight = self.from_inputs(steps, layer)
             h, seen = h.to(gates.dtype), []
-            for from_input in gates.unbind(0):
-                i, f, g, o = torch.addmm(from_input, h, weight).chunk(4, -1)
-                c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-                h = torch.sigmoid(o) * torch.tanh(c).to(gates.dtype)  # under autocast c stays in float32
+            for step, from_input in enumerate(gates.unbind(0)):
+                before = h, c
+                h, c = step_of_lstm(torch.addmm(from_input, h, weight), c)
+                if lengths is not None:
+                    goes_on = (step < lengths)[:, None]
+                    h, c = torch.where(goes_on, h, before[0]), torch.where(goes_on, c, before[1])
                 seen.append(h)
             steps = torch.stack(seen)
             last_hidden.append(h)
             last_cell.append(c)
         output = steps.transpose(0, 1) if self.batch_first else steps
         return output, (torch.stack(last_hidden), torch.stack(last_cell))
+
+    def fused_up_to(
+        self, lengths: Tensor, x: Tensor, hidden: Tensor, cell: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The fused kernel knows no lengths, and gives the cell of the last step only. So every step has one feature
+        more, 1 behind the end of its row, whose weights shut the input gate and open the forget gate: the cell stays
+        as it is, to the last bit. The last h is taken from the outputs."""
+        x = x if self.batch_first else x.transpose(0, 1)
+        over = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+        # i, f, g, o: sigmoid(-SHUT) is 0, sigmoid(SHUT) is 1.
+        weight = self.parameter("weight_hh", 0)
+        column = torch.cat([weight.new_full((self.hidden_size, 1), sign * SHUT) for sign in (-1, 1, 0, 0)])
+        names = ("weight_hh", "bias_ih", "bias_hh") if self.bias else ("weight_hh",)
+        final = (lengths.clamp(min=1) - 1)[:, None, None].expand(-1, 1, self.hidden_size)
+        states = []
+        for layer, (h, c) in enumerate(zip(hidden.split(1), cell.split(1), strict=True)):
+            inner = torch.cat([self.parameter("weight_ih", layer), column], dim=1)
+            weights = [inner, *(self.parameter(name, layer) for name in names)]
+            marked = torch.cat([x, over[..., None].to(x.dtype)], dim=-1)
+            x, _, c = torch.lstm(marked, (h, c), weights, self.bias, 1, 0.0, self.training, False, True)
+            last = x.gather(1, final).transpose(0, 1)
+            states.append((torch.where((lengths > 0)[:, None], last, h.to(last.dtype)), c))
+        hidden, cell = (torch.cat(part) for part in zip(*states, strict=True))
+        return x if self.batch_first else x.transpose(0, 1), (hidden, cell)
+
+
+SHUT = 10_000.0  # a gate's input beyond which float16, bfloat16 and float32 all say 0 or 1
+
+
+def step_of_lstm(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """From what inputs and state add up to in the four gates, and the cell, to the next h and cell.
+    Shapes: (B, 4 H), (B, H) -> (B, H) twice."""
+    i, f, g, o = gates.chunk(4, -1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c).to(gates.dtype), c  # under autocast c stays in float32

@@ -1,10 +1,12 @@
-"""Language models from counting to GPT, one signature for all: `model(tokens, cache=None, starts=None) -> logits`."""
+"""Language models from counting to GPT, one signature for all: `model(tokens, cache=None, starts=None) -> logits`; and
+encoder-decoders: `model(source, tokens) -> logits`, by `encode(source)` and `decode(tokens, memory, cache=None)`."""
 
 from handmade.models.fixed_window import FixedWindow, FixedWindowConfig
 from handmade.models.gpt import GPT, GPTConfig, parameter_count
 from handmade.models.mlp import MLP, MLPConfig
 from handmade.models.ngram import Bigram, BigramConfig, CountingConfig, CountingModel
 from handmade.models.recurrent import Recurrent, RecurrentConfig
+from handmade.models.seq2seq import Seq2Seq, Seq2SeqConfig
 
 # What `--model` takes, each family with its own config.
 FAMILIES = {
@@ -14,9 +16,12 @@ FAMILIES = {
     "bigram": (Bigram, BigramConfig),
     "fixed-window": (FixedWindow, FixedWindowConfig),
     "counting": (CountingModel, CountingConfig),
+    "seq2seq": (Seq2Seq, Seq2SeqConfig),
 }
+ENCODER_DECODERS = ("seq2seq",)  # learn pairs of sentences
 
 __all__ = [
+    "ENCODER_DECODERS",
     "FAMILIES",
     "GPT",
     "MLP",
@@ -30,5 +35,7 @@ __all__ = [
     "MLPConfig",
     "Recurrent",
     "RecurrentConfig",
+    "Seq2Seq",
+    "Seq2SeqConfig",
     "parameter_count",
 ]

@@ -58,6 +58,9 @@ class Task(Protocol):
         """What the model answers to a prompt."""
 
 
+PAIRS_ONLY = "takes pairs of sentences, reads no text. Train it on pairs, such as tatoeba-ja-en."
+
+
 @dataclass
 class Choice:
     """Settings that a task picked, and why, a sentence each."""
@@ -89,6 +92,11 @@ class RunTask(Task, Protocol):
     @property
     def context(self) -> int:
         """Tokens of a row: what the model has to see at once."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """What the vocabulary decides of a model's shape: option of [model] -> number."""
+        return {"vocab_size": self.tokenizer.vocab_size}
 
     @property
     def example(self) -> str:

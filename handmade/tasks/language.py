@@ -16,10 +16,11 @@ from handmade.data import TextData, Windows, fit_context
 from handmade.errors import ConfigError
 from handmade.generation import SamplingConfig
 from handmade.layers import cross_entropy
+from handmade.models import ENCODER_DECODERS
 from handmade.models.ngram import CountingModel, counting_line
 from handmade.presets import MODERN
 from handmade.tasks import sizes
-from handmade.tasks.base import Batch, Choice, RunTask, Say, Tables
+from handmade.tasks.base import PAIRS_ONLY, Batch, Choice, RunTask, Say, Tables
 from handmade.tokenizers import Tokenizer
 from handmade.writing import generate_text, stream_text
 
@@ -122,7 +123,7 @@ class LanguageTask(RunTask):
     def refusal(cls, family: str) -> str:
         if family == "fixed-window":
             return "says one token behind a short row, and reads no text. Train a task with it, such as addition."
-        return ""
+        return PAIRS_ONLY if family in ENCODER_DECODERS else ""
 
     @classmethod
     def candidates(cls, config: Config, family: str, asked: Mapping[str, Mapping[str, Any]]) -> list[Tables]:

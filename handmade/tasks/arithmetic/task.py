@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from handmade.errors import ConfigError
 from handmade.generation import greedy
 from handmade.layers import cross_entropy
-from handmade.models import FAMILIES
+from handmade.models import ENCODER_DECODERS, FAMILIES
 from handmade.tasks.arithmetic import pictures, reports
 from handmade.tasks.arithmetic.problems import ProblemConfig, Split, distinct, take
 from handmade.tasks.arithmetic.strings import END, END_ID, PAD, constant, joined, packed
-from handmade.tasks.base import Batch, Choice, GeneratedTask, Say, Tables, in_columns
+from handmade.tasks.base import PAIRS_ONLY, Batch, Choice, GeneratedTask, Say, Tables, in_columns
 from handmade.tasks.sizes import Size, fitting_heads, fitting_parts, usual
 from handmade.tokenizers import CharTokenizer
 
@@ -229,7 +229,7 @@ class ArithmeticTask(GeneratedTask):
     def refusal(cls, family: str) -> str:
         if family == "counting":
             return f"a counting model counts a text, and {cls.name} has none."
-        return ""
+        return PAIRS_ONLY if family in ENCODER_DECODERS else ""
 
     @classmethod
     def candidates(cls, config: Any, family: str, asked: Mapping[str, Mapping[str, Any]]) -> list[Tables]:
