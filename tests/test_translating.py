@@ -12,6 +12,7 @@ import torch
 from handmade.errors import ConfigError, HandmadeError
 from handmade.generation import SamplingConfig, row_seed
 from handmade.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from handmade.models.seq2seq_recurrent import Seq2SeqLSTM, Seq2SeqLSTMConfig
 from handmade.translating import END, PAD, START, UNKNOWN, BeamConfig, Hypothesis, Search, align, decode
 
 NEVER = [PAD, START, UNKNOWN]
@@ -331,12 +332,20 @@ def transformer(**options):
     return unruly(Seq2Seq(Seq2SeqConfig(**sizes, **options)))
 
 
+def lstm(**options):
+    return unruly(Seq2SeqLSTM(Seq2SeqLSTMConfig(vocab_size=13, source_vocab_size=30, width=12, **options)))
+
+
 MODERN = {"norm": "rms", "norm_placement": "pre", "positions": "rotary", "query_key_norm": True, "tied_head": False}
 MODELS = {
     "2017": lambda: transformer(),
     "modern": lambda: transformer(**MODERN),
     "learned positions": lambda: transformer(positions="learned", norm_placement="pre"),
+    "no attention": lambda: lstm(attention="none", layers=2),
+    "additive": lambda: lstm(attention="additive", layers=2),
+    "multiplicative": lambda: lstm(attention="multiplicative"),
 }
+TRANSFORMERS = list(MODELS)[:3]
 each_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -349,7 +358,7 @@ def test_a_real_model_cached_and_uncached_together_and_alone(name, beams):
     alike(decode(model, sources, rows=4, cache=False, **settings), found)
     alike([decode(model, [source], **settings)[0] for source in sources[:4]], found[:4])
     assert len({len(hypotheses[0].tokens) for hypotheses in found}) > 1
-    most = min(20, 2 * len(sources[0]) + 10)
+    most = min(model.context or 99, 2 * len(sources[0]) + 10)
     agree(found[0], by_hand(model, sources[0], beams, beams, 2.0, most))
 
 
@@ -385,11 +394,9 @@ def heard(model, source, written):
     return given
 
 
-@each_model
+@pytest.mark.parametrize("name", TRANSFORMERS)
 def test_alignment_is_attention_to_the_source(name):
     model = MODELS[name]()
-    if not isinstance(model, Seq2Seq):
-        return
     for source, target in [([5, 6, 7, 8, END], [4, 9, END]), ([5, 6, END], [4, 9, END]), ([5, END], [4])]:
         weights = align(model, source, target)
         assert weights.shape == (2, 2, len(target), len(source))
@@ -407,6 +414,17 @@ def test_alignment_is_attention_to_the_source(name):
                 assert torch.allclose(weights[layer, head], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("attention", ["additive", "multiplicative"])
+def test_alignment_is_in_the_order_of_the_source_also_where_that_is_read_from_its_end(attention):
+    plain = lstm(attention=attention, bidirectional=False)
+    backwards = lstm(attention=attention, bidirectional=False, reverse_source=True)
+    source, target = [5, 6, 7, 8, END], [4, 9, END]
+    weights = align(plain, source, target)
+    assert weights.shape == (1, 1, 3, 5)
+    assert torch.allclose(weights.sum(-1), torch.ones(()).double())
+    assert torch.allclose(align(backwards, source[::-1], target), weights.flip(-1), atol=1e-12)
+
+
 def test_what_cannot_be_aligned():
     model = MODELS["2017"]()
     with pytest.raises(ConfigError, match=r"^source is empty"):
@@ -418,7 +436,7 @@ def test_what_cannot_be_aligned():
     with pytest.raises(ConfigError, match=r"^target has 21 tokens, the model has 20 positions"):
         align(model, [5, END], [4] * 21)
     with pytest.raises(ConfigError, match=r"^This model has no attention"):
-        align(Double(), [5, END], [4])
+        align(MODELS["no attention"](), [5, END], [4])
 
 
 # ---------------------------------------------------------------------------------------------------------------
