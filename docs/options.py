@@ -25,6 +25,7 @@ from handmade.models import (
     MLPConfig,
     RecurrentConfig,
     Seq2SeqConfig,
+    Seq2SeqLSTMConfig,
 )
 from handmade.optimizers import OptimizerConfig
 from handmade.schedules import ScheduleConfig
@@ -59,6 +60,7 @@ TABLES: tuple[tuple[str | None, type[Config], str], ...] = (
     ("model", FixedWindowConfig, "The model: fixed window (`--model fixed-window`)"),
     ("model", CountingConfig, "The model: counting (`--model counting`)"),
     ("model", Seq2SeqConfig, "The model: encoder-decoder (`--model seq2seq`)"),
+    ("model", Seq2SeqLSTMConfig, "The model: encoder-decoder of LSTMs (`--model seq2seq-lstm`)"),
     ("task", LanguageConfig, "The task: a text"),
     *(("task", task.settings, f"The task: {name} (`handmade train {name}`)") for name, task in TASKS.items()),
     (None, SamplingConfig, "How text is drawn"),

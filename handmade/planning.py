@@ -28,6 +28,7 @@ from handmade.models.mlp import MLPConfig
 from handmade.models.ngram import CountingConfig
 from handmade.models.recurrent import RecurrentConfig
 from handmade.models.seq2seq import Seq2SeqConfig
+from handmade.models.seq2seq_recurrent import Seq2SeqLSTMConfig
 from handmade.tasks import RunTask
 from handmade.training import TrainConfig, Trainer
 
@@ -72,6 +73,12 @@ def kept_of_token(model: Config, train: TrainConfig) -> int:
         weights = number * model.heads * model.context * 3 if kept else 0
         read, written = block + weights + 2 * noise, block + asking + 2 * weights + 3 * noise
         return model.encoder_layers * read + model.decoder_layers * written
+    if isinstance(model, Seq2SeqLSTMConfig):
+        # As above; an additive attention keeps a vector for each pair of a source and a target token.
+        layers = model.layers * (3 if model.both_ways else 2)
+        looking = {"none": 0, "additive": 3 * model.context + 30, "multiplicative": 8}[model.attention]
+        noise = 12 * model.width * (2 * model.layers + 3) if model.dropout else 0
+        return model.width * (number * (20 * layers + looking) + 32) + noise
     if not isinstance(model, GPTConfig):
         return 0
     # Kept for the backward pass by a block, in features: the stream and its norms (in float32), queries, keys,

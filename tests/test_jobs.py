@@ -16,7 +16,16 @@ from torch._dynamo.exc import TorchDynamoException
 from handmade import corpora, data, jobs, machine, planning, sources
 from handmade.errors import ConfigError, ResourceError
 from handmade.jobs import Request, time_left
-from handmade.models import FAMILIES, BigramConfig, CountingConfig, GPTConfig, MLPConfig, RecurrentConfig, Seq2SeqConfig
+from handmade.models import (
+    FAMILIES,
+    BigramConfig,
+    CountingConfig,
+    GPTConfig,
+    MLPConfig,
+    RecurrentConfig,
+    Seq2SeqConfig,
+    Seq2SeqLSTMConfig,
+)
 from handmade.optimizers import OptimizerConfig
 from handmade.rehearsal import Rehearsal
 from handmade.settings import build, merged
@@ -117,6 +126,8 @@ def test_parameters_are_counted_without_making_them(shape):
         RecurrentConfig(11, cell="rnn", width=6),
         RecurrentConfig(11, cell="lstm", width=6, layers=3),
         Seq2SeqConfig(11, 13, width=8, encoder_layers=3),
+        Seq2SeqLSTMConfig(11, 13, width=8, layers=3),
+        Seq2SeqLSTMConfig(11, 13, width=8, attention="multiplicative", layers=2),
     ],
 )
 def test_parameters_of_every_family_are_counted_without_making_them(config):
@@ -166,6 +177,9 @@ def test_memory_is_foreseen(config):
         Seq2SeqConfig(50, 40),
         Seq2SeqConfig(50, 40, norm_placement="pre", positions="rotary", query_key_norm=True, dropout=0.1),
         Seq2SeqConfig(50, 40, activation="swiglu", encoder_layers=4, norm="rms"),
+        Seq2SeqLSTMConfig(50, 40, attention="none", layers=2),
+        Seq2SeqLSTMConfig(50, 40, attention="additive", dropout=0.1),
+        Seq2SeqLSTMConfig(50, 40, attention="multiplicative", layers=2, dropout=0.1),
     ],
 )
 def test_memory_of_pairs_is_foreseen(config, precision):

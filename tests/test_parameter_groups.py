@@ -15,6 +15,7 @@ from handmade.models.mlp import MLP, MLPConfig
 from handmade.models.ngram import Bigram, BigramConfig
 from handmade.models.recurrent import Recurrent, RecurrentConfig
 from handmade.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from handmade.models.seq2seq_recurrent import Seq2SeqLSTM, Seq2SeqLSTMConfig
 from handmade.optimizers import KINDS, OptimizerConfig, build_optimizers, parameter_groups
 
 NAMES = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "muon")
@@ -61,6 +62,8 @@ MODELS = {
     "bigram": lambda: Bigram(BigramConfig(vocab_size=11)),
     "seq2seq, tied": seq2seq,
     "seq2seq": lambda: seq2seq(tied_head=False, head_bias=True),
+    "seq2seq-lstm, additive": lambda: Seq2SeqLSTM(Seq2SeqLSTMConfig(11, 13, width=8, layers=2)),
+    "seq2seq-lstm": lambda: Seq2SeqLSTM(Seq2SeqLSTMConfig(11, 13, width=8, attention="multiplicative")),
 }
 
 
@@ -108,6 +111,16 @@ def test_kinds_of_an_encoder_decoder() -> None:
     assert len(found["matrices"]) == 2 * 6 + 2 * 10
     assert all(name.startswith(("encoder.", "decoder.")) and p.ndim == 2 for name, p in found["matrices"].items())
     assert "encoder.0.attention_norm.weight" in found["vectors"]
+    assert all(p.ndim == 1 for p in found["vectors"].values())
+
+
+def test_kinds_of_an_encoder_decoder_of_lstms() -> None:
+    found = parameter_groups(Seq2SeqLSTM(Seq2SeqLSTMConfig(11, 13, width=8)))
+    assert set(found["embeddings"]) == {"source_embedding.weight", "embedding.weight"}
+    assert set(found["head"]) == {"head.weight"}
+    matrices = {name.removeprefix("additive.") for name in found["matrices"] if name.startswith("additive.")}
+    parts = {f"{name}.weight" for name in ("query", "key", "energy", "readout")}
+    assert matrices == {*parts, "cell.weight_ih_l0", "cell.weight_hh_l0"}
     assert all(p.ndim == 1 for p in found["vectors"].values())
 
 

@@ -64,11 +64,12 @@ def test_missing_file_names_the_nearest(refused) -> None:
     assert "Did you mean text.txt?" in refused("train", "txet.txt")
 
 
+@pytest.mark.parametrize("model", ["seq2seq", "seq2seq-lstm"])
 @pytest.mark.parametrize("data", ["text.txt", "addition"])
-def test_a_model_of_pairs_reads_no_text(refused, data: str) -> None:
-    said = refused("train", data, "--model", "seq2seq")
+def test_a_model_of_pairs_reads_no_text(refused, data: str, model: str) -> None:
+    said = refused("train", data, "--model", model)
     why = "takes pairs of sentences, reads no text. Train it on pairs, such as tatoeba-ja-en."
-    assert said == f"handmade: --model seq2seq: {why}\n"
+    assert said == f"handmade: --model {model}: {why}\n"
 
 
 def test_empty_file(refused, place: Path) -> None:

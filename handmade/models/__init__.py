@@ -7,6 +7,7 @@ from handmade.models.mlp import MLP, MLPConfig
 from handmade.models.ngram import Bigram, BigramConfig, CountingConfig, CountingModel
 from handmade.models.recurrent import Recurrent, RecurrentConfig
 from handmade.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from handmade.models.seq2seq_recurrent import Seq2SeqLSTM, Seq2SeqLSTMConfig
 
 # What `--model` takes, each family with its own config.
 FAMILIES = {
@@ -17,8 +18,9 @@ FAMILIES = {
     "fixed-window": (FixedWindow, FixedWindowConfig),
     "counting": (CountingModel, CountingConfig),
     "seq2seq": (Seq2Seq, Seq2SeqConfig),
+    "seq2seq-lstm": (Seq2SeqLSTM, Seq2SeqLSTMConfig),
 }
-ENCODER_DECODERS = ("seq2seq",)  # learn pairs of sentences
+ENCODER_DECODERS = ("seq2seq", "seq2seq-lstm")  # learn pairs of sentences
 
 __all__ = [
     "ENCODER_DECODERS",
@@ -37,5 +39,7 @@ __all__ = [
     "RecurrentConfig",
     "Seq2Seq",
     "Seq2SeqConfig",
+    "Seq2SeqLSTM",
+    "Seq2SeqLSTMConfig",
     "parameter_count",
 ]
