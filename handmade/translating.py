@@ -351,6 +351,4 @@ def align(model: nn.Module, source: Sequence[int], target: Sequence[int], start:
         maps = maps[1::2]
     if not maps:
         raise ConfigError("This model has no attention: there is no alignment to show. Train one that has.")
-    weights = torch.cat(maps)
-    # An encoder that reads from the end to the beginning has its states in that order.
-    return weights.flip(-1) if getattr(wanted.config, "backwards", False) else weights
+    return torch.cat(maps)
