@@ -196,7 +196,7 @@ def decode(
         raise ConfigError(f"rows = {rows}: must be at least 1.")
     wanted: Any = model
     for place, source in enumerate(sources):
-        _check(wanted, f"source {place}", source, wanted.config.source_vocab_size)
+        _check_source(wanted, f"source {place}", source, end)
     limits = [_limit(wanted.context, len(source), config.most) for source in sources]
     draws = None
     if sampling is not None and sampling.temperature > 0:
@@ -217,8 +217,6 @@ def decode(
 
 def _check(model: Any, name: str, sentence: Sequence[int], known: int) -> None:
     """Raise ConfigError for a sentence that the model cannot take. `known`: the size of its vocabulary."""
-    if not len(sentence):
-        raise ConfigError(f"{name} is empty: there is nothing to translate. Leave it out.")
     if model.context is not None and len(sentence) > model.context:
         raise ConfigError(
             f"{name} has {len(sentence)} tokens, the model has {model.context} positions. "
@@ -227,6 +225,14 @@ def _check(model: Any, name: str, sentence: Sequence[int], known: int) -> None:
     for token in sentence:
         if not 0 <= token < known:
             raise ConfigError(f"{name} has the token {token}; the model knows 0 to {known - 1}.")
+
+
+def _check_source(model: Any, name: str, source: Sequence[int], end: int) -> None:
+    if all(token == end for token in source):
+        raise ConfigError(f"{name} is empty: there is nothing to translate. Leave it out.")
+    _check(model, name, source, model.config.source_vocab_size)
+    if PAD in source:  # the model would not see it
+        raise ConfigError(f"{name} has padding in it (token {PAD}). Leave it out: what is shorter is padded here.")
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -300,13 +306,13 @@ def _decode_batch(
             memory = memory.select(kept.to(device))
             origin = origin.view(-1, beams)[kept].view(-1)
             active = [active[row] for row in kept.tolist()]
-        written = search.written[:, :, : search.length].flatten(0, 1).to(device)  # (N * K, t)
         if cache is None:
+            written = search.written[:, :, : search.length].flatten(0, 1).to(device)  # (N * K, t)
             fed = torch.cat([fed.new_full((len(written), 1), tokens.start), written], dim=1)
             continue
         if not torch.equal(origin, torch.arange(len(fed))):
             cache.select(origin.to(device))
-        fed = written[:, -1:]
+        fed = search.written[:, :, search.length - 1].reshape(-1, 1).to(device)
 
 
 def _padded(sources: list[Sequence[int]]) -> Tensor:
@@ -320,7 +326,7 @@ def _padded(sources: list[Sequence[int]]) -> Tensor:
 
 
 @torch.inference_mode()
-def align(model: nn.Module, source: Sequence[int], target: Sequence[int], start: int = START) -> Tensor:
+def align(model: nn.Module, source: Sequence[int], target: Sequence[int], start: int = START, end: int = END) -> Tensor:
     """How much the model looked at each source token when it wrote each target token: the weights of its attention to
     the source, layer by layer.
 
@@ -331,7 +337,7 @@ def align(model: nn.Module, source: Sequence[int], target: Sequence[int], start:
     Raises ConfigError for a sentence that is empty, unknown or too long, and for a model without attention.
     """
     wanted: Any = model
-    _check(wanted, "source", source, wanted.config.source_vocab_size)
+    _check_source(wanted, "source", source, end)
     if not len(target):
         raise ConfigError("target is empty: there is nothing to align. Translate the source first.")
     _check(wanted, "target", target, wanted.config.vocab_size)
