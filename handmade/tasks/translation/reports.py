@@ -197,10 +197,10 @@ def real_share(batches: Iterable[tuple[Any, Any]]) -> dict[str, float | int]:
 def percent(part: float) -> str:
     """A part as a person reads it: never 100 % unless it is all.
 
-    >>> percent(1.0), percent(0.99987), percent(0.5)
-    ('100 %', '99.9 %', '50.0 %')
+    >>> percent(1.0), percent(0.99987), percent(0.57)
+    ('100 %', '99.9 %', '57.0 %')
     """
-    return "100 %" if part >= 1 else f"{np.floor(part * 1000) / 10:.1f} %"
+    return "100 %" if part >= 1 else f"{np.floor(round(part * 1000, 6)) / 10:.1f} %"
 
 
 def told(figures: Mapping[str, Any], width: int = TEXT) -> list[tuple[str, str]]:
