@@ -28,7 +28,7 @@ SEEDS = (0, 1, 2)
 MAIN = "transformer of today, 20 minutes"
 CASES: dict[str, tuple[str | None, float | None, tuple[str, ...]]] = {
     MAIN: (None, None, ("train.steps=4200", "train.evaluate_every=300")),
-    "LSTM without attention (2014)": ("seq2seq-2014", 5, ()),
+    "LSTM without attention (2014)": ("sutskever-2014", 5, ()),
     "LSTM with additive attention (2015)": ("bahdanau-2015", 5, ()),
     "LSTM with multiplicative attention (2015)": ("luong-2015", 5, ()),
     "transformer as published (2017)": ("transformer-2017", 5, ()),
@@ -84,9 +84,7 @@ def one(name: str, seed: int) -> dict[str, Any]:
     """Train one case with one seed; its best weights translate the test part."""
     preset, minutes, words = CASES[name]
     settings = (*words, f"train.seed={seed}", "train.device=cpu")
-    job = jobs.new(
-        jobs.Request(data=(DATA,), preset=preset, minutes=minutes, set=settings), say=lambda *_: None
-    )
+    job = jobs.new(jobs.Request(data=(DATA,), preset=preset, minutes=minutes, set=settings), say=lambda *_: None)
     trainer, task = job.trainer, job.task
     assert trainer is not None
     trainer.folder = None  # nothing is kept but the figures
@@ -119,5 +117,3 @@ def one(name: str, seed: int) -> dict[str, Any]:
         "best": scores["best"],
         "worst": scores["worst"],
     }
-
-

@@ -235,6 +235,50 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+# The ladder of translation: each as published in its parts, in a size that learns in minutes on a CPU. All have the
+# same data, tokens and batches. docs/log.md has the rates that were tried.
+_TRANSLATING: dict[str, Any] = {"batch": 128, "steps": 1500, "clip": 1.0, "compile": "no", "evaluate_every": 250}
+_LSTM: dict[str, Any] = {
+    "family": "seq2seq-lstm",
+    "train": _TRANSLATING,
+    "optimizer": {"name": "adamw", "learning_rate": 0.003, "betas": (0.9, 0.98)},
+    "schedule": {"name": "stable-then-decay", "warmup": 0.02, "decay": 0.6, "final": 0.0},
+}
+
+PRESETS |= {
+    "sutskever-2014": Preset(
+        "translation by two LSTMs, all of a sentence in one state; the source is read from its end",
+        "Sutskever, Vinyals and Le 2014, 'Sequence to Sequence Learning with Neural Networks' (arXiv:1409.3215), smaller",
+        model={"attention": "none", "width": 256, "layers": 2, "dropout": 0.1},
+        **_LSTM,
+    ),
+    "bahdanau-2015": Preset(
+        "translation with additive attention: before each token the decoder looks back at the whole source",
+        "Bahdanau, Cho and Bengio 2015, 'Neural Machine Translation by Jointly Learning to Align and Translate'"
+        " (arXiv:1409.0473), smaller, with LSTMs",
+        model={"attention": "additive", "width": 256, "layers": 1, "dropout": 0.1},
+        **_LSTM,
+    ),
+    "luong-2015": Preset(
+        "translation with multiplicative attention: the decoder looks back after its LSTM",
+        "Luong, Pham and Manning 2015, 'Effective Approaches to Attention-based Neural Machine Translation'"
+        " (arXiv:1508.04025), 'general' scores, smaller",
+        model={"attention": "multiplicative", "width": 256, "layers": 2, "dropout": 0.1},
+        **_LSTM,
+    ),
+    "transformer-2017": Preset(
+        "the transformer as it was published: post-norm, sinusoidal positions, scaled embeddings, its warm-up",
+        "Vaswani et al. 2017, 'Attention Is All You Need' (arXiv:1706.03762), smaller",
+        family="seq2seq",
+        model={"encoder_layers": 2, "decoder_layers": 2, "heads": 4, "width": 256, "hidden": 1024, "dropout": 0.1},
+        train={**_TRANSLATING, "clip": None},
+        # Section 5.3: betas 0.9 and 0.98, eps 1e-9. Its 4,000 of 100,000 steps of warm-up are a larger part of few.
+        optimizer={"name": "adam", "learning_rate": 0.002, "betas": (0.9, 0.98), "eps": 1e-9},
+        schedule={"name": "inverse-root", "warmup": 0.2},
+    ),
+}
+
+
 def find(name: str) -> Preset:
     """The preset of that name. Raises ConfigError with the nearest name."""
     if name not in PRESETS:

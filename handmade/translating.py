@@ -26,8 +26,7 @@ from handmade.config import Config
 from handmade.errors import ConfigError, HandmadeError
 from handmade.generation import NOT_FINITE, SamplingConfig, choose, evaluating, row_seed
 from handmade.models.blocks import DecoderBlock
-
-PAD, START, END, UNKNOWN = 0, 1, 2, 3
+from handmade.pair_tokenizer import END, PAD, START, UNKNOWN
 
 
 @dataclass(frozen=True)

@@ -277,7 +277,9 @@ def show_pictures(job: Job) -> None:
     if job.task.continues:
         return
     try:
-        drawn = evaluate.draw(load(job.folder, str(job.trainer.device) if job.trainer else "cpu"), ())
+        run = load(job.folder, str(job.trainer.device) if job.trainer else "cpu")
+        run.task = job.task  # it is there, with what it has worked out
+        drawn = evaluate.draw(run, ())
     except (HandmadeError, OSError) as problem:
         print(f"\nnot drawn: {problem}")
     else:

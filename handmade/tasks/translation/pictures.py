@@ -47,7 +47,9 @@ def cross_attention(sentences: Sequence[Alignment], title: str = "") -> Any:
     maps = [np.asarray(one.weights, dtype=float) for one in sentences]
     for one, weights in zip(sentences, maps, strict=True):
         if weights.shape != (len(one.target), len(one.source)) or not weights.size:
-            raise ValueError(f"weights {weights.shape} for {len(one.target)} target and {len(one.source)} source tokens")
+            raise ValueError(
+                f"weights {weights.shape} for {len(one.target)} target and {len(one.source)} source tokens"
+            )
     if not maps:
         raise ValueError("no sentences were given")
     highest = min(1.0, math.ceil(10 * max(weights.max() for weights in maps) - 1e-9) / 10) or 1.0
@@ -252,7 +254,9 @@ ROW, HEAD, FOOT = 0.44, 0.95, 0.86  # inches
 DECODINGS = {"bleu_greedy": ("greedy", LIGHT), "bleu_beam": ("beam search", DARK)}
 
 
-def ladder_picture(records: Iterable[Mapping[str, Any]], title: str = "What attention is worth", about: str = "") -> Any:
+def ladder_picture(
+    records: Iterable[Mapping[str, Any]], title: str = "What attention is worth", about: str = ""
+) -> Any:
     """BLEU of each model, greedy and with beam search, as a matplotlib Figure: bars for the median of the seeds, a
     line from the lowest to the highest, a dot for each. Records and their order are those of `reports.ladder_rows`.
 

@@ -22,7 +22,7 @@ from handmade.config import Config
 from handmade.errors import ConfigError, DataError, TokenizerError
 from handmade.generation import SamplingConfig
 from handmade.layers import cross_entropy
-from handmade.pair_tokenizer import END, FIRST, PairTokenizer
+from handmade.pair_tokenizer import END, FIRST, PairTokenizer, Side
 from handmade.pairs import Pairs, PairSplit
 from handmade.tasks.base import Choice, RunTask, Say, Tables, in_columns
 from handmade.tasks.translation import recipes, reports
@@ -126,6 +126,8 @@ class TranslationTask(RunTask):
         self.given = split
         self.shown: list[str] = []
         """What the model made of a few held-out sentences at the last evaluation, for a person to see."""
+        self.examined: dict[str, Any] = {}
+        """What `evaluate` last found on the test part."""
 
     # ----------------------------------------------------------------------------------------------------------
     # Pairs
@@ -349,7 +351,8 @@ class TranslationTask(RunTask):
             name: [best[0].text for best in self.translate(model, pairs.sources, search)]
             for name, search in self.searches().items()
         }
-        return {**self.score(model, device), **reports.examined(pairs.sources, pairs.targets, decoded, language)}
+        self.examined = reports.examined(pairs.sources, pairs.targets, decoded, language)
+        return {**self.score(model, device), **self.examined}
 
     def searches(self) -> dict[str, BeamConfig]:
         """How the test part is translated: name -> search."""
@@ -361,7 +364,14 @@ class TranslationTask(RunTask):
         return reports.told(scores)
 
     def pictures(self, model: nn.Module) -> Iterator[tuple[str, Any]]:
-        """Where the model looked when it translated a few test sentences."""
+        """Scores by length, where they were worked out, and where the model looked when it translated a few test
+        sentences."""
+        from handmade.tasks.translation import pictures  # matplotlib, only when something is drawn
+
+        if self.examined:
+            yield "lengths.png", pictures.scores_by_length(self.examined["by_length"])
+        if getattr(model.config, "attention", "") == "none":
+            return
         pairs = self.split.test
         order = sorted(range(len(pairs)), key=lambda place: len(pairs.sources[place]))
         chosen = [pairs.sources[order[len(order) * part // (PICTURED + 1)]] for part in range(1, PICTURED + 1)]
@@ -377,9 +387,20 @@ class TranslationTask(RunTask):
             source = self.tokenizer.encode_source(sentence, strict=False)
             target = [*best[0].hypothesis.tokens, *([END] if best[0].hypothesis.finished else [])]
             weights = align(model, source.tolist(), target)[-1].mean(0)
-            labels = self.tokenizer.tokens_of(source, "source"), self.tokenizer.tokens_of(target, "target")
-            drawn.append(pictures.Alignment(*labels, weights.numpy(), best[0].text))
+            drawn.append(
+                pictures.Alignment(
+                    [None if id == END else label for id, label in self.labels(source, "source")],
+                    [None if id == END else label for id, label in self.labels(target, "target")],
+                    weights.numpy(),
+                    best[0].text,
+                )
+            )
         return pictures.cross_attention(drawn)
+
+    def labels(self, ids: Iterable[int], side: Side) -> list[tuple[int, str]]:
+        """Every token with what is read of it."""
+        ids = [int(id) for id in ids]
+        return list(zip(ids, self.tokenizer.tokens_of(ids, side), strict=True))
 
     def closing(self, model: nn.Module) -> Iterator[str]:
         """A few held-out sentences, then how good it is on all of the test part."""
