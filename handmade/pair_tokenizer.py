@@ -106,6 +106,14 @@ class PairTokenizer(Tokenizer):
         """Many at once, which is much quicker than one by one."""
         return _encoded(self.target, texts, "target", strict)
 
+    def familiar(self, text: str) -> bool:
+        """Whether anything in a source was seen in training: a character that is known, or, of subwords, one that is
+        more than single bytes, which spell anything. A script that never came is not."""
+        if not isinstance(self.source, SubwordTokenizer):
+            return any(self.source.knows(character) for character in text if not character.isspace())
+        words = "".join(text.split())
+        return any(id >= 256 or id < 128 for id in self.source.encode(words).tolist())
+
     def encode(self, text: str) -> np.ndarray:
         return self.encode_target(text)
 

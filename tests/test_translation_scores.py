@@ -65,8 +65,8 @@ def test_bleu_is_that_of_the_corpus_not_a_mean():
 
 
 def test_the_same_as_sacrebleu_called_directly():
-    hypotheses = ["I like cats!", "", "He said: \"No way\".", "Don't go."]
-    references = ["I like cats.", "Where is it?", "He said, \"No way.\"", "Do not go there."]
+    hypotheses = ["I like cats!", "", 'He said: "No way".', "Don't go."]
+    references = ["I like cats.", "Where is it?", 'He said, "No way."', "Do not go there."]
     found = corpus_scores(hypotheses, references, "en")
     assert found.bleu == sacrebleu.corpus_bleu(hypotheses, [references], tokenize="13a").score
     assert found.chrf == sacrebleu.corpus_chrf(hypotheses, [references]).score
@@ -110,7 +110,9 @@ def test_japanese_is_cut_into_characters(monkeypatch):
 
 
 def test_which_languages_have_spaces():
-    assert [without_spaces(code) for code in ("ja", "JPN", "ja-JP", "zh_TW", "cmn", "th")] == "ja ja ja zh zh th".split()
+    assert [
+        without_spaces(code) for code in ("ja", "JPN", "ja-JP", "zh_TW", "cmn", "th")
+    ] == "ja ja ja zh zh th".split()
     assert [without_spaces(code) for code in ("en", "de", "ko", "java", "jav", "")] == [""] * 6
     # Not named: by its letters.
     assert corpus_scores(["猫。"], ["猫が好き。"]).bleu_signature.split("|")[3] == "tok:char"

@@ -76,7 +76,7 @@ class TranslationOptions(Options):
     """So many translations of a sentence, best first, each with its score."""
     split: Annotated[bool, Parameter(show_default=False)] = False
     """Translate a text of several sentences sentence by sentence."""
-    attention: Annotated[Path | None, Parameter(show_default=False)] = None
+    attention: Annotated[str | None, Parameter(show_default=False)] = None
     """Draw where the model looked at each word that it wrote, into this PNG file."""
 
     def check(self) -> None:
@@ -130,7 +130,7 @@ def sample(
     else:
         for number, line in enumerate(piped_lines(), 1):
             try:
-                writer.write([line])
+                writer.write_line(line)
             except (ConfigError, TokenizerError) as problem:
                 raise type(problem)(f"standard input, line {number}: {problem}") from None
         if not writer.texts:
@@ -191,6 +191,10 @@ class Writer:
         for prompt, text in zip(rows[1:], waiting[1:], strict=True):
             last = self.begin(prompt)
             self.end(self.put(text) if text else last)
+
+    def write_line(self, line: str) -> None:
+        """Write the text of a line of standard input."""
+        self.write([line])
 
     def begin(self, prompt: str) -> str:
         """Write what a text begins with. Returns its end, as `put` does."""
@@ -265,9 +269,8 @@ class Translator(Writer):
         """Raises ConfigError, TokenizerError for what cannot be translated, before anything is written."""
         from handmade.generation import row_seed
 
-        wanted = [prompt for prompt in prompts if prompt.strip()]
-        rows = [prompt for prompt in wanted for _ in range(self.options.samples)]
         options = self.options
+        rows = [prompt for prompt in prompts for _ in range(options.samples)]
         found = self.run.translate(
             rows,
             beams=self.how.beams,
@@ -277,26 +280,27 @@ class Translator(Writer):
             seed=row_seed(options.seed, self.texts),
             split=self.how.split,
         )
-        of_each = [found[row : row + options.samples] for row in range(0, len(found), options.samples)]
         several = options.samples > 1 or self.how.n_best > 1
-        translated = iter(of_each)
-        for prompt in prompts:
+        for first in range(0, len(rows), options.samples):
             if several and self.texts:
                 self.put(BETWEEN + "\n")
-            # An empty line stays one, so that line n of what comes out is always line n of what went in.
-            lists = next(translated) if prompt.strip() else []
-            lines = [one for best in lists for one in best]
-            scored = self.how.n_best > 1
-            for one in lines:
-                self.put(f"{one.score:8.3f}  {one.text}\n" if scored else one.text + "\n")
-            if not lines:
-                self.put("\n")
-            self.texts += max(1, options.samples)
-        if self.how.attention is not None and wanted:
+            for one in (one for best in found[first : first + options.samples] for one in best):
+                self.put(f"{one.score:8.3f}  {one.text}\n" if self.how.n_best > 1 else one.text + "\n")
+            self.texts += options.samples
+        if self.how.attention is not None:
             from handmade.files import whole
 
-            with whole(self.how.attention, "a picture") as file:
-                self.run.draw_attention(wanted).savefig(file, format="png")
+            figure = self.run.draw_attention(prompts)
+            with whole(Path(self.how.attention), "a picture") as file:
+                figure.savefig(file, format="png")
+
+    def write_line(self, line: str) -> None:
+        """An empty line stays one, so that line n of what comes out is always line n of what went in."""
+        if line.strip():
+            self.write([line])
+        else:
+            self.put("\n")
+            self.texts += 1
 
 
 def changed(options: Options, defaults: Options) -> list[str]:

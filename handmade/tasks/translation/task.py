@@ -263,8 +263,7 @@ class TranslationTask(RunTask):
         context: int | None = model.context  # type: ignore[assignment]
         if not sentence.strip():
             raise ConfigError("An empty line has no translation. Give a sentence.")
-        known = self.tokenizer.source.knows
-        if not any(known(character) for character in sentence if not character.isspace()):
+        if not self.tokenizer.familiar(sentence):
             raise TokenizerError(
                 f"{sentence[:20]!r} has no character that the model knows. It translates from"
                 f" {self.config.source or 'another language'}."
