@@ -29,7 +29,7 @@ from handmade.models import (
 )
 from handmade.optimizers import OptimizerConfig
 from handmade.schedules import ScheduleConfig
-from handmade.tasks import TASKS
+from handmade.tasks import TASKS, TranslationConfig
 from handmade.tasks.language import LanguageConfig
 from handmade.training import TrainConfig
 
@@ -62,6 +62,7 @@ TABLES: tuple[tuple[str | None, type[Config], str], ...] = (
     ("model", Seq2SeqConfig, "The model: encoder-decoder (`--model seq2seq`)"),
     ("model", Seq2SeqLSTMConfig, "The model: encoder-decoder of LSTMs (`--model seq2seq-lstm`)"),
     ("task", LanguageConfig, "The task: a text"),
+    ("task", TranslationConfig, "The task: translation (`handmade train tatoeba-ja-en`)"),
     *(("task", task.settings, f"The task: {name} (`handmade train {name}`)") for name, task in TASKS.items()),
     (None, SamplingConfig, "How text is drawn"),
 )

@@ -248,7 +248,8 @@ _LSTM: dict[str, Any] = {
 PRESETS |= {
     "sutskever-2014": Preset(
         "translation by two LSTMs, all of a sentence in one state; the source is read from its end",
-        "Sutskever, Vinyals and Le 2014, 'Sequence to Sequence Learning with Neural Networks' (arXiv:1409.3215), smaller",
+        "Sutskever, Vinyals and Le 2014, 'Sequence to Sequence Learning with Neural Networks' (arXiv:1409.3215),"
+        " smaller",
         model={"attention": "none", "width": 256, "layers": 2, "dropout": 0.1},
         **_LSTM,
     ),

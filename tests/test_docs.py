@@ -16,7 +16,7 @@ import pytest
 import handmade
 from handmade import cli, presets, settings
 from handmade.models import FAMILIES
-from handmade.tasks import TASKS, LanguageTask
+from handmade.tasks import TASKS, LanguageTask, TranslationTask
 
 ROOT = Path(__file__).parents[1]
 # log.md tells what was tried: some of it is gone, and rightly so.
@@ -52,6 +52,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words += [word for option in shape for word in ("--set", f"model.{option}")]
     words += ["--set", "train.steps=3", "--set", "train.compile=no", "--set", "train.precision=float32"]
     cli.main(words)
+    pairs = "".join(f"{who}は{what}です。\t{who} {what}\n" for who in "私彼猫犬魚" for what in "猫犬魚鳥人")
+    (folder / "pairs.tsv").write_text(pairs, encoding="utf-8")
+    words = ["train", str(folder / "pairs.tsv"), "--task", "translation"]
+    for option in ("model.width=16", "model.heads=2", "train.steps=2", "train.precision=float32"):
+        words += ["--set", option]
+    cli.main([*words, "--out", str(folder / "runs" / "tatoeba-ja-en")])
     return folder
 
 
@@ -174,7 +180,7 @@ def test_the_table_of_options_is_that_of_the_code() -> None:
 
 def test_the_table_has_every_option_of_every_family() -> None:
     tables = [entry for family in FAMILIES for entry in settings.classes(family).items()]
-    tables += [("task", task.settings) for task in (LanguageTask, *TASKS.values())]
+    tables += [("task", task.settings) for task in (LanguageTask, TranslationTask, *TASKS.values())]
     for entry in tables:
         assert entry in [shown[:2] for shown in options_script().TABLES]
 
@@ -183,7 +189,11 @@ def test_the_table_has_every_option_of_every_family() -> None:
 def test_every_option_that_is_named_exists(page: Path) -> None:
     tables = [settings.classes(family) for family in FAMILIES]
     known = {f"{table}.{name}" for one in tables for table, config in one.items() for name in config.annotations()}
-    known |= {f"task.{name}" for task in (LanguageTask, *TASKS.values()) for name in task.settings.annotations()}
+    known |= {
+        f"task.{name}"
+        for task in (LanguageTask, TranslationTask, *TASKS.values())
+        for name in task.settings.annotations()
+    }
     named = [
         re.match(r"(?:--set )?((?:train|optimizer|schedule|task)\.\w+)(?:=|$)", text) for text in quoted(prose(page))
     ]

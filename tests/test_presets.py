@@ -36,6 +36,10 @@ def counted(config: GPTConfig) -> int:
         return parameter_count(GPT(config))
 
 
+def sizes(preset: presets.Preset) -> dict[str, int]:
+    return dict.fromkeys(settings.sizes_of(preset.family), preset.vocab_size or CHARACTERS)
+
+
 @every_preset
 def test_every_preset_can_be_used(name):
     preset = PRESETS[name]
@@ -43,7 +47,7 @@ def test_every_preset_can_be_used(name):
     assert preset.source
     assert "\n" not in preset.about + preset.source
     tables = {table: getattr(preset, table) for table in ("model", "train", "optimizer", "schedule")}
-    settings.build(preset.family, settings.merged(tables), {"vocab_size": preset.vocab_size or CHARACTERS})
+    settings.build(preset.family, settings.merged(tables), sizes(preset))
     assert json.loads(json.dumps(tables))  # data, that any file can hold
 
 
@@ -78,7 +82,9 @@ def test_the_lecture_prints_the_same_number():
     assert (counted(config) - config.layers * 3 * config.width) / 1e6 == 10.788929
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name].model.get("positions") is None])
+@pytest.mark.parametrize(
+    "name", [name for name, made in PRESETS.items() if made.family == "gpt" and made.model.get("positions") is None]
+)
 def test_parameters_follow_the_formula(name):
     c = config_of(name)
     width, bias = c.width, int(c.bias)
