@@ -34,14 +34,15 @@ ACTIVATIONS = {
     "relu2": "relu-squared",
 }
 # Ours -> theirs, and the axis of the stream's features in weight and bias; None: there is none.
-PARTS = {
+Part = tuple[str, int, int | None]
+PARTS: dict[str, Part] = {
     "query": ("q_proj", 1, None),
     "key": ("k_proj", 1, None),
     "value": ("v_proj", 1, None),
     "output": ("out_proj", 0, 0),
 }
 ATTENTIONS = {"attention": "self_attn", "cross": "encoder_attn"}
-OTHERS = {
+OTHERS: dict[str, Part] = {
     "attention_norm": ("self_attn_layer_norm", 0, 0),
     "cross_norm": ("encoder_attn_layer_norm", 0, 0),
     "feed_forward_norm": ("final_layer_norm", 0, 0),
@@ -164,7 +165,7 @@ def pairs_of_halves(width: int) -> Tensor:
 
 
 def names(config: Seq2SeqConfig) -> Iterator[tuple[str, list[str], int | None, tuple[int, ...]]]:
-    """Of each of our tensors the name, the names that it has with them, the axis of the stream's features, the shape."""
+    """Of each of our tensors the name, its names with them, the axis of the stream's features, and shape."""
     c = config
     source, target = ["model.encoder.embed_tokens.weight"], ["model.decoder.embed_tokens.weight"]
     if c.tied_embeddings:
@@ -179,16 +180,16 @@ def names(config: Seq2SeqConfig) -> Iterator[tuple[str, list[str], int | None, t
     yield "head.bias", ["final_logits_bias"], None, (c.vocab_size,)
     outside = {"feed_forward.input": (c.hidden_features, c.width), "feed_forward.output": (c.width, c.hidden_features)}
     for side, layers in (("encoder", c.encoder_layers), ("decoder", c.decoder_layers)):
-        parts = {
-            f"{mine}.{part}": (f"{other}.{name}", *axes)
+        parts: dict[str, Part] = {
+            f"{mine}.{part}": (f"{other}.{name}", weight_axis, bias_axis)
             for mine, other in ATTENTIONS.items()
-            for part, (name, *axes) in PARTS.items()
+            for part, (name, weight_axis, bias_axis) in PARTS.items()
         }
         parts = {name: part for name, part in {**parts, **OTHERS}.items() if side == "decoder" or "cross" not in name}
         for index in range(layers):
             for mine, (other, weight_axis, bias_axis) in parts.items():
                 ours, theirs = f"{side}.{index}.{mine}", f"model.{side}.layers.{index}.{other}"
-                shape = (c.width,) if "norm" in mine else outside.get(mine, (c.width, c.width))
+                shape: tuple[int, ...] = (c.width,) if "norm" in mine else outside.get(mine, (c.width, c.width))
                 yield f"{ours}.weight", [f"{theirs}.weight"], weight_axis, shape
                 yield f"{ours}.bias", [f"{theirs}.bias"], bias_axis, shape[:1]
 
