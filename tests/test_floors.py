@@ -40,7 +40,7 @@ FLOORS = {
     2: ["models", "presets"],
     3: ["generation", "translating", "writing", "checkpoint", "reports"],
     4: ["tasks"],
-    5: ["evaluation", "run"],
+    5: ["evaluation", "run", "interop"],
     6: ["training", "planning", "settings", "request", "rehearsal", "sources", "jobs", "curve", "accuracy", "progress"],
     7: ["ladder"],
     8: ["cli", "__main__"],
