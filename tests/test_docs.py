@@ -16,6 +16,7 @@ import pytest
 import handmade
 from handmade import cli, presets, settings
 from handmade.models import FAMILIES
+from handmade.request import Request, find_task
 from handmade.tasks import TASKS, LanguageTask, TranslationTask
 
 ROOT = Path(__file__).parents[1]
@@ -140,8 +141,10 @@ def check_settings(call: dict[str, Any]) -> None:
     if call["command"] != "train":
         return
     preset = presets.find(call["preset"]) if call.get("preset") else None
-    family = call.get("model") or "gpt"
-    task = next((TASKS[name] for name in call["data"] if name in TASKS), LanguageTask).settings
+    request = Request(data=call["data"], task=call.get("task"), source=call.get("source"), target=call.get("target"))
+    kind = find_task(request) if call["data"] else LanguageTask
+    family = call.get("model") or (preset.family if preset else kind.family)
+    task = kind.settings
     layers = [{name: getattr(preset, name) for name in ("model", "train", "optimizer", "schedule")}] if preset else []
     settings.build(
         family,
