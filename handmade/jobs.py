@@ -167,6 +167,8 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
         task, record = sources.make(request, kind, chosen, old, say)
     if asked["train"].get("threads"):
         torch.set_num_threads(asked["train"]["threads"])  # before anything is measured
+    if seconds is not None:
+        seconds *= 1 - kind.closing_share
     left = None if seconds is None else time_left(seconds, began)
     tables = settings.merged(_defaults(family, preset, old, task, left, device, asked, say), asked)
     task = _fit_context(tables, family, old, task, say)

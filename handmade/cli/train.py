@@ -261,9 +261,11 @@ def show_sample(job: Job) -> None:
     device = str(job.trainer.device) if job.trainer else "cpu"
     writer = Writer(job.folder, SampleOptions(device=device))
     last = ""
-    for piece in job.task.closing(writer.run.model):
+    trained = job.trainer.train_seconds if job.trainer is not None else 0.0
+    seconds = max(SAMPLE_SECONDS, job.task.closing_share * trained)
+    for piece in job.task.closing(writer.run.model, seconds):
         last = writer.put(piece if last else piece.lstrip("\n")) or last
-        if time.perf_counter() - began > SAMPLE_SECONDS:
+        if time.perf_counter() - began > seconds:
             break
     writer.end(last)
 

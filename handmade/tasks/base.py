@@ -107,6 +107,8 @@ class RunTask(Task, Protocol):
     """Of a run that is given no time and no number of steps."""
     patience: ClassVar[int | None]
     """Evaluations without a new best after which a run is over; None where a task may turn for the better late."""
+    closing_share: ClassVar[float]
+    """The part of the time given that is kept for `closing`."""
     continues: ClassVar[bool]
     """Whether the model goes on after a prompt, as a text does. Otherwise it answers it."""
 
@@ -171,8 +173,8 @@ class RunTask(Task, Protocol):
     def answers(self, model: nn.Module, prompts: Sequence[str]) -> list[str]:
         """What the model answers to each prompt, decoded together. Raises ConfigError for a prompt that is none."""
 
-    def closing(self, model: nn.Module) -> Iterator[str]:
-        """What the trained model shows of itself at the end, piece by piece."""
+    def closing(self, model: nn.Module, seconds: float) -> Iterator[str]:
+        """What the trained model shows of itself at the end, piece by piece, in about so many seconds."""
 
 
 class GeneratedTask(RunTask, Protocol):

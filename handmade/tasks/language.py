@@ -54,6 +54,7 @@ class LanguageTask(RunTask):
     family = "gpt"
     minutes = MINUTES
     patience: ClassVar[int | None] = 4  # validation has turned
+    closing_share = 0.0
     continues = True
     example = "..."
 
@@ -192,7 +193,7 @@ class LanguageTask(RunTask):
         """A text has none."""
         raise ConfigError("A language model goes on with a text and has no answers. Use generate(...).")
 
-    def closing(self, model: nn.Module) -> Iterator[str]:
+    def closing(self, model: nn.Module, seconds: float) -> Iterator[str]:
         """What the model writes by itself, drawn with a fixed seed."""
         sampling = SamplingConfig(temperature=0.8)
         return stream_text(model, self.tokenizer, "", CLOSING_TOKENS, sampling, seed=0)

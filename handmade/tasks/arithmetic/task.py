@@ -49,6 +49,7 @@ class ArithmeticTask(GeneratedTask):
     family = "gpt"
     minutes: ClassVar[float] = 1.0
     patience: ClassVar[int | None] = None  # what is learnt by heart first may be understood later
+    closing_share = 0.0
     continues = False
 
     characters: ClassVar[str]
@@ -379,7 +380,7 @@ class ArithmeticTask(GeneratedTask):
         if figure is not None:
             yield "attention.png", figure
 
-    def closing(self, model: nn.Module) -> Iterator[str]:
+    def closing(self, model: nn.Module, seconds: float) -> Iterator[str]:
         """Some test problems with the model's answers, and the figures of `evaluate`, of at most so many problems as
         are answered in a moment."""
         problems = self.split.test[:8]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -31,6 +32,7 @@ from handmade.translating import BeamConfig, Hypothesis, align, decode
 
 SCORED_AT_ONCE = 256  # pairs of an evaluation batch
 WATCHED = 4  # held-out sentences that are translated at every evaluation
+TIMED = 64  # test sentences from which it is reckoned how long all will take
 PICTURED = 4  # sentences whose attention is drawn
 
 
@@ -118,6 +120,7 @@ class TranslationTask(RunTask):
     family = "seq2seq"
     minutes = 20.0
     patience: ClassVar[int | None] = None
+    closing_share = 0.05
     continues = False
 
     def __init__(self, config: TranslationConfig, tokenizer: PairTokenizer, split: PairSplit | None = None) -> None:
@@ -192,7 +195,7 @@ class TranslationTask(RunTask):
         for batch in self.walk():
             batch = batch.to(device)
             logits = self.logits(model, batch)
-            loss += float(cross_entropy(logits, batch.targets, reduction="sum"))
+            loss += cross_entropy(logits, batch.targets, reduction="sum").item()
             right += int((logits.argmax(-1) == batch.targets).sum())
             scored += batch.scored
         some = self.watched
@@ -341,11 +344,12 @@ class TranslationTask(RunTask):
     # ----------------------------------------------------------------------------------------------------------
     # Scores
 
-    def evaluate(self, model: nn.Module) -> dict[str, Any]:
-        """On the validation part loss and token accuracy; on the test part BLEU and chrF of greedy translations and of
-        beam search, by length of the reference, and the best and the worst sentences."""
+    def evaluate(self, model: nn.Module, most: int | None = None) -> dict[str, Any]:
+        """On the validation part loss and token accuracy; on the test part (or the first `most` of it) BLEU and chrF
+        of greedy translations and of beam search, by length of the reference, and the best and the worst sentences."""
         device = next((part.device for part in model.parameters()), torch.device("cpu"))
-        pairs, language = self.split.test, self.config.target
+        language = self.config.target
+        pairs = self.split.test if most is None else some_of(self.split.test, range(min(most, len(self.split.test))))
         decoded = {
             name: [best[0].text for best in self.translate(model, pairs.sources, search)]
             for name, search in self.searches().items()
@@ -401,13 +405,21 @@ class TranslationTask(RunTask):
         ids = [int(id) for id in ids]
         return list(zip(ids, self.tokenizer.tokens_of(ids, side), strict=True))
 
-    def closing(self, model: nn.Module) -> Iterator[str]:
-        """A few held-out sentences, then how good it is on all of the test part."""
-        some = some_of(self.split.test, range(min(WATCHED, len(self.split.test))))
-        found = self.translate(model, some.sources)
-        yield "\n".join(reports.watch(some.sources, some.targets, [best[0].text for best in found])) + "\n"
+    def closing(self, model: nn.Module, seconds: float) -> Iterator[str]:
+        """A few test sentences; then how good it is on the test part, or on as much of it as there is time for."""
+        began, pairs = time.perf_counter(), self.split.test
+        some = some_of(pairs, range(min(TIMED, len(pairs))))
+        found = [best[0].text for best in self.translate(model, some.sources)]
+        each = (time.perf_counter() - began) / len(some)
+        watched = slice(0, WATCHED)
+        yield "\n".join(reports.watch(some.sources[watched], some.targets[watched], found[watched])) + "\n"
+        # Greedy translations take about half as long again; one call has many more rows at once.
+        affordable = int(seconds / each / 1.5)
+        most = len(pairs) if affordable >= len(pairs) else max(TIMED, affordable)
         with torch.inference_mode():
-            told = self.tell(self.evaluate(model))
+            told = self.tell({**self.evaluate(model, most), "precision": "float32"})
+        if most < len(pairs):
+            told.append(("", f"of the first {most:,} of {len(pairs):,}; handmade eval scores all"))
         yield "\n" + "\n".join(in_columns(told)) + "\n"
 
 
