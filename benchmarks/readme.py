@@ -1,6 +1,7 @@
-"""Copy the figures from results/ into README.md, between its markers: `python -m benchmarks.readme`.
+"""Copy the figures from results/ into README.md and docs/translation.md, between their markers:
+`python -m benchmarks.readme`.
 
-A test proves that README.md says what results/ says.
+A test proves that they say what results/ says.
 """
 
 from __future__ import annotations
@@ -90,11 +91,38 @@ def arithmetic(found: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def translation(found: dict[str, Any]) -> list[Row]:
+    name = "transformer of today, 20 minutes"
+    if name not in found["cases"]:
+        return []
+    case = found["cases"][name]
+    run = found["runs"][f"{name} | {case['seeds'][0]}"]
+    threads = f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
+    return [
+        (
+            f"Japanese to English, {run['sentences']:,} pairs never seen: BLEU with beam search ({threads})",
+            f"**{between(case['bleu_beam'], 1)}**, greedy {between(case['bleu_greedy'], 1)}, after"
+            f" {between(case['seconds'], 0)} s of training, seeds {', '.join(map(str, case['seeds']))}",
+        )
+    ]
+
+
+def translating(found: dict[str, Any]) -> list[Row]:
+    rows = []
+    for name, figures in found.items():
+        if isinstance(figures, dict) and "cached_over_uncached_by_rounds" in figures:
+            times = between(figures["cached_over_uncached_by_rounds"], 1)
+            rows.append((f"Translating, {name}: with the cache against without it", f"**{times} times** the rate"))
+        elif isinstance(figures, dict) and set(figures) == {"seconds"}:
+            rows.append((f"Translating, {name}", f"**{between(figures['seconds'], 1)} s**"))
+    return rows
+
+
 def figures() -> str:
     """The table of figures: what results/ has."""
     lines = ["| what | measured | file |", "| --- | --- | --- |"]
     machine = {}
-    for rows in (time_to_loss, demo, shakespeare, arithmetic, step, sampling, startup):
+    for rows in (time_to_loss, demo, shakespeare, arithmetic, translation, translating, step, sampling, startup):
         name = rows.__name__
         if not (RESULTS / f"{name}.json").exists():
             continue
@@ -125,13 +153,37 @@ def ladder() -> str:
     return f"<details>\n<summary>The table</summary>\n\n{table}\n</details>"
 
 
+def translations() -> str:
+    """The models of translation side by side, and what the best of them writes."""
+    if not (RESULTS / "translation.md").exists():
+        return "Not measured yet: `python -m benchmarks translation`."
+    found = read("translation")
+    machine = found["machine"]
+    threads = sorted({run["threads"] for run in found["runs"].values()})
+    lines = [
+        (RESULTS / "translation.md").read_text(encoding="utf-8").rstrip(),
+        "",
+        f"{machine['processor']}, {' or '.join(map(str, threads))} thread{'s' if threads != [1] else ''} a run, torch"
+        f" {machine['torch']}. Again: `{found['command']}`; every run is in"
+        " [results/translation.json](../results/translation.json).",
+    ]
+    return "\n".join(lines)
+
+
+PAGES = (README, README.parent / "docs" / "translation.md")
+
+
 def filled(text: str) -> str:
     """`text` with each marked block made anew."""
-    for name, make in (("figures", figures), ("sample", sample), ("ladder", ladder)):
+    blocks = (("figures", figures), ("sample", sample), ("ladder", ladder), ("translation", translations))
+    for name, make in blocks:
+        if f"<!-- {name}: " not in text:
+            continue
         pattern = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- end -->)", re.DOTALL)
         text = pattern.sub(lambda found, make=make: f"{found[1]}{make()}\n{found[2]}", text)
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
