@@ -401,9 +401,11 @@ class TranslationTask(RunTask):
         return pictures.cross_attention(drawn)
 
     def labels(self, ids: Iterable[int], side: Side) -> list[tuple[int, str]]:
-        """Every token with what is read of it."""
+        """Every token with what is read of it; a space stays one."""
         ids = [int(id) for id in ids]
-        return list(zip(ids, self.tokenizer.tokens_of(ids, side), strict=True))
+        return [
+            (id, label.replace("␣", " ")) for id, label in zip(ids, self.tokenizer.tokens_of(ids, side), strict=True)
+        ]
 
     def closing(self, model: nn.Module, seconds: float) -> Iterator[str]:
         """A few test sentences; then how good it is on the test part, or on as much of it as there is time for."""
