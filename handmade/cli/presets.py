@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 CHARACTERS = 65  # of Tiny Shakespeare: what is counted where the vocabulary is that of the text
 COLUMNS = (  # title, width
-    ("name", -12),
+    ("name", -17),
     ("parameters", 11),
     ("context", 8),
     ("batch", 7),
@@ -112,8 +112,9 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
         Text(
             "memory  while training\n"
             "batch   rows at once; 64 x 8: a step adds up 64 batches of 8\n"
-            f"Counted with {CHARACTERS} characters, except where the source has its own vocabulary.\n"
-            "Train one: handmade train TEXT --preset NAME"
+            f"Counted with {CHARACTERS} characters, except where the source has its own vocabulary;\n"
+            "those of translation with 4,000 tokens a language.\n"
+            "Train one: handmade train TEXT --preset NAME, translation: handmade train PAIRS ..."
         )
     )
 
