@@ -50,7 +50,7 @@ def candidates(family: str, asked: Mapping[str, Mapping[str, Any]]) -> list[Tabl
 def transformer(shape: Mapping[str, Any], asked: Mapping[str, Mapping[str, Any]]) -> Tables:
     """A transformer of today. What is `asked` for stays; heads and width fit it."""
     return {
-        "model": {**MODEL, **shape, "dropout": 0.25},
+        "model": {**MODEL, **shape, "dropout": 0.2},
         "train": dict(TRAIN),
         "optimizer": dict(OPTIMIZER),
         "schedule": dict(SCHEDULE),

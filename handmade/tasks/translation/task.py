@@ -48,9 +48,9 @@ class TranslationConfig(Config):
     """Columns of a table of pairs that hold source and target, counted from 1: (2, 3). None: found out."""
     tokens: Literal["bpe", "char"] = "bpe"
     """What a token is: "bpe", a piece of a word that is frequent, made of bytes; "char", a character."""
-    source_vocabulary: int = 4_000
+    source_vocabulary: int = 3_000
     """At most so many source tokens ("bpe")."""
-    target_vocabulary: int = 4_000
+    target_vocabulary: int = 2_000
     """At most so many target tokens ("bpe")."""
     validation: int | None = None
     """Pairs kept back to watch the training with and to pick the best weights by. None: 1,000, or a tenth of few."""
