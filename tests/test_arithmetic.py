@@ -169,12 +169,14 @@ def test_hints_are_the_same_for_digits_of_the_same_worth():
 
 
 def test_digits_and_holes():
-    columns = digit_columns(np.array([0, 7, 305]), 3, 10, padded=False)
+    columns = digit_columns(np.array([0, 7, 305]), 3, 10, least=1)
     assert columns.tolist() == [[HOLE, HOLE, 10], [HOLE, HOLE, 17], [13, 10, 15]]
     rows, lengths = packed(columns)
     assert rows.tolist() == [[10, 0, 0], [17, 0, 0], [13, 10, 15]]
     assert lengths.tolist() == [1, 1, 3]
-    assert digit_columns(np.array([7]), 3, 10, padded=True).tolist() == [[10, 10, 17]]
+    assert digit_columns(np.array([7]), 3, 10, least=3).tolist() == [[10, 10, 17]]
+    some = digit_columns(np.array([7, 7, 0, 305]), 3, 10, least=np.array([1, 2, 3, 1]))
+    assert some.tolist() == [[HOLE, HOLE, 17], [HOLE, 10, 17], [10, 10, 10], [13, 10, 15]]
     assert digit_count(np.array([0, 9, 10, 10**17])).tolist() == [1, 1, 2, 18]
 
 

@@ -26,7 +26,7 @@ from handmade.tasks.arithmetic.task import ArithmeticTask
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJ"  # hints: for twice the digits, as many as an answer may have
 SHARED = "+*=()" + DIGITS
 """The tokens of all tasks of plain arithmetic, expressions too: with padding and end 17."""
-LONGER_PROBLEMS = 200  # of each length that was not trained on
+LONGER_PROBLEMS = 1_000  # of each length that was not trained on
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,14 @@ class NumberConfig(ProblemConfig):
 
     digits: int = 2
     """Of the largest operand; a smaller number has fewer."""
-    lengths: Literal["natural", "even"] = "natural"
+    lengths: Literal["natural", "even"] | None = None
     """"natural": every number is as likely, so nearly all have as many digits as they may. "even": every number of
-    digits is as likely."""
+    digits is as likely. None: "even" with hints, which are there for numbers of all lengths, else "natural"."""
     reversed: bool = True
     """Write the answer from its last digit to its first, in the order in which it is worked out by hand."""
     padded: bool = True
-    """Write zeros before a number, so that all operands have one length, and all answers."""
+    """Write zeros before a number, so that all operands have one length, and all answers. With hints: those of one
+    problem."""
     operators: bool = True
     """Write the operator and the equals sign; without them the digits alone, which have to be padded."""
     tokens: Literal["own", "shared"] = "own"
@@ -94,6 +95,10 @@ class NumberTask(ArithmeticTask):
     # ----------------------------------------------------------------------------------------------------------
     # Problems
 
+    @property
+    def even(self) -> bool:
+        return (self.config.lengths or ("even" if self.config.hints else "natural")) == "even"
+
     def vocabulary(self) -> str:
         c = self.config
         letters = LETTERS[: 2 * c.digits + self.answer_width - c.digits] if c.hints else ""
@@ -109,11 +114,17 @@ class NumberTask(ArithmeticTask):
         return np.stack([every // self.below**place % self.below for place in reversed(range(self.operands))], axis=1)
 
     def draw(self, count: int, random: np.random.Generator) -> np.ndarray:
-        if self.config.lengths == "natural":
+        if not self.even:
             return random.integers(0, self.below, (count, self.operands))
         # One number of digits for the whole problem: that of its longest operand.
         digits = random.integers(1, self.config.digits + 1, count)
-        return self.of_length(digits, random)
+        problems = self.of_length(digits, random)
+        # Half of them with shorter ones beside it, by chance: where one number has ended, the other is copied, and
+        # with that a model learns to find the digit that belongs there. Of two digits that are added modulo ten, one
+        # alone says nothing, and a long sum teaches nothing to a model that finds neither.
+        shorter = 10 ** random.integers(1, digits[:, None] + 1, problems.shape)
+        some = (random.random(count) < 0.5)[:, None] & (problems < problems.max(1, keepdims=True))
+        return np.where(some, problems % shorter, problems)
 
     def of_length(self, digits: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Problems whose longest operand has so many digits. Shapes: (N,) -> (N, operands)."""
@@ -122,6 +133,9 @@ class NumberTask(ArithmeticTask):
         lowest = np.where(digits == 1, 0, 10 ** (digits - 1))
         problems[np.arange(len(digits)), one] = random.integers(lowest, 10**digits)
         return np.minimum(problems, self.below - 1) if self.below < 10**self.config.digits else problems
+
+    def sizes(self, problems: np.ndarray) -> np.ndarray:
+        return digit_count(problems.max(1, initial=0))
 
     def kin(self, problems: np.ndarray) -> np.ndarray | None:
         """With twins together, the operands in order: a + b and b + a are kin."""
@@ -135,32 +149,38 @@ class NumberTask(ArithmeticTask):
     # ----------------------------------------------------------------------------------------------------------
     # Rows
 
-    def width(self, problems: np.ndarray) -> int:
-        """Digits of an operand as it is written."""
-        return max(self.config.digits, int(digit_count(problems.max(initial=0, keepdims=True).reshape(1))[0]))
+    def widths(self, problems: np.ndarray) -> np.ndarray:
+        """Digits of a padded operand: those of the largest of all, and with hints of the largest in its problem.
+        Shapes: (N, k) -> (N,)."""
+        own = digit_count(problems.max(1, initial=0))
+        if self.config.hints:
+            return own
+        return np.full(len(problems), max(self.config.digits, int(own.max(initial=0))))
 
     def token(self, character: str) -> int:
         return int(self.tokenizer.encode(character)[0])
 
     def questions(self, problems: np.ndarray) -> np.ndarray:
         c, rows = self.config, len(problems)
-        width, first = self.width(problems), self.first_letters(problems)
+        widths, first = self.widths(problems), self.first_letters(problems)
         parts: list[np.ndarray] = []
         for place in range(problems.shape[1]):
             if place and c.operators:
                 parts.append(constant(self.token(self.sign), rows))
-            parts.append(self.number(problems[:, place], width, first))
+            parts.append(self.number(problems[:, place], widths, first))
         if c.operators:
             parts.append(constant(self.token("="), rows))
         return joined(parts)
 
     def solutions(self, problems: np.ndarray) -> np.ndarray:
-        width, first = self.solution_width(problems), self.first_letters(problems)
-        return self.number(abs(self.result(problems)), width, first, self.config.reversed)
+        widths, first = self.solution_widths(self.widths(problems)), self.first_letters(problems)
+        return self.number(abs(self.result(problems)), widths, first, self.config.reversed)
 
-    def number(self, values: np.ndarray, width: int, first: np.ndarray, backwards: bool = False) -> np.ndarray:
-        """Numbers as they are written, `first` (N,) the letters of their ones. Shapes: (N,) -> (N, width or twice)."""
-        digits = digit_columns(values, width, self.token("0"), self.config.padded)
+    def number(self, values: np.ndarray, widths: np.ndarray, first: np.ndarray, backwards: bool = False) -> np.ndarray:
+        """Numbers as they are written: `widths` (N,) the digits that they are padded to, `first` (N,) the letters of
+        their ones. Shapes: (N,) -> (N, L)."""
+        width = int(widths.max(initial=1))
+        digits = digit_columns(values, width, self.token("0"), widths if self.config.padded else 1)
         letters = np.where(digits == HOLE, HOLE, first[:, None] + np.arange(width - 1, -1, -1)).astype(np.uint8)
         if backwards:
             digits, letters = digits[:, ::-1], letters[:, ::-1]
@@ -172,14 +192,15 @@ class NumberTask(ArithmeticTask):
         if not self.config.hints:
             return np.zeros(len(problems), dtype=np.int64)
         letters = sum(character.isalpha() for character in self.tokenizer.characters)
-        spare = letters - self.solution_width(problems)
-        if spare < 0:
+        spare = letters - self.solution_widths(self.widths(problems))
+        if spare.min(initial=0) < 0:
             raise ConfigError(f"{self.name}: the {letters} letters of its hints are too few for so long numbers.")
-        return self.token(LETTERS[0]) + (keys(problems) % np.uint64(spare + 1)).astype(np.int64)
+        return self.token(LETTERS[0]) + (keys(problems) % (spare + 1).astype(np.uint64)).astype(np.int64)
 
-    def solution_width(self, problems: np.ndarray) -> int:
-        """Digits of an answer as it is written: those of the largest, also of problems longer than the task's."""
-        return self.answer_width + (self.width(problems) - self.config.digits)
+    def solution_widths(self, widths: np.ndarray) -> np.ndarray:
+        """Digits of padded answers to problems with operands of so many, also of more than the task's.
+        Shapes: (N,) -> (N,)."""
+        return widths + (self.answer_width - self.config.digits)
 
     # ----------------------------------------------------------------------------------------------------------
     # For a person
@@ -374,8 +395,8 @@ class Multiplication(NumberTask):
     def answer_width(self) -> int:
         return 2 * self.config.digits
 
-    def solution_width(self, problems: np.ndarray) -> int:
-        return 2 * self.width(problems)
+    def solution_widths(self, widths: np.ndarray) -> np.ndarray:
+        return 2 * widths
 
 
 @dataclass(frozen=True)
@@ -391,7 +412,7 @@ class ModularConfig(ProblemConfig):
     twins: Literal["apart", "together"] = "apart"
     """Sums of the same numbers in another order: each for itself, or all on one side."""
 
-    lengths: ClassVar[str] = "natural"
+    lengths: ClassVar[str | None] = None
     operators: ClassVar[bool] = True
     hints: ClassVar[bool] = False
     tokens: ClassVar[str] = "own"
@@ -427,11 +448,11 @@ class Modular(NumberTask):
     def answer_width(self) -> int:
         return len(str(self.config.modulus - 1))
 
-    def width(self, problems: np.ndarray) -> int:
-        return self.answer_width
+    def widths(self, problems: np.ndarray) -> np.ndarray:
+        return np.full(len(problems), self.answer_width)
 
-    def solution_width(self, problems: np.ndarray) -> int:
-        return self.answer_width
+    def solution_widths(self, widths: np.ndarray) -> np.ndarray:
+        return widths
 
     def result(self, problems: np.ndarray) -> np.ndarray:
         return problems.sum(1) % self.config.modulus

@@ -85,6 +85,11 @@ class ArithmeticTask(GeneratedTask):
         """Problems, with repetition. Shapes: -> (count, columns)."""
         raise NotImplementedError
 
+    @property
+    def even(self) -> bool:
+        """Whether problems are drawn so that every length is as likely."""
+        return getattr(self.config, "lengths", "natural") == "even"
+
     def kin(self, problems: np.ndarray) -> np.ndarray | None:
         """Equal rows for problems that have to be on one side. None: each stands by itself."""
         return None
@@ -109,6 +114,10 @@ class ArithmeticTask(GeneratedTask):
         """Kinds of problems, to see which are hard: title -> (the group of each problem, the groups' names)."""
         raise NotImplementedError
 
+    def sizes(self, problems: np.ndarray) -> np.ndarray:
+        """How long each problem is, of which every one is as likely where lengths are even. Shapes: -> (N,)."""
+        raise NotImplementedError
+
     def longer(self) -> Iterator[tuple[str, ArithmeticTask, np.ndarray]]:
         """Problems longer than any that was trained on: name, a task that writes them, the problems."""
         return iter(())
@@ -119,11 +128,10 @@ class ArithmeticTask(GeneratedTask):
     def _split(self) -> Split:
         config: ProblemConfig = self.config
         random, total, spare = np.random.default_rng(config.seed), self.count(), self.kin_spare()
-        even = getattr(config, "lengths", "natural") == "even"
         train = config.train_problems or max(1, min(self.most_train, int(self.part * total)))
         # Drawn by length, as many as are trained on: all that are left would not be even.
-        test = config.test_problems or max(1, min(TEST_AT_MOST, train if even else total - train - spare))
-        if total <= ENUMERATED and not even:
+        test = config.test_problems or max(1, min(TEST_AT_MOST, train if self.even else total - train - spare))
+        if total <= ENUMERATED and not self.even:
             problems, most = self.enumerate(), f"there are {total:,}"
         else:
             problems = distinct(lambda count: self.draw(count, random), train + test + spare)
@@ -158,8 +166,25 @@ class ArithmeticTask(GeneratedTask):
     # What the trainer asks for
 
     def batch(self, rows: int, generator: torch.Generator) -> Batch:
-        """`rows` training problems, each as likely as any other, with repetition. Shapes: (rows, T) each."""
-        return self.train.batch(torch.randint(len(self.train), (rows,), generator=generator))
+        """`rows` training problems, with repetition. Each is as likely as any other; where lengths are even, the
+        longest of a batch is drawn first, and every length up to it is as likely: what is short is learnt first, and
+        costs less. Shapes: (rows, T) each."""
+        if not self.even:
+            return self.train.batch(torch.randint(len(self.train), (rows,), generator=generator))
+        order, ends = self.by_size
+        most = torch.randint(1, len(ends), (1,), generator=generator)
+        kind = torch.randint(int(most), (rows,), generator=generator)
+        chances = torch.rand(rows, generator=generator, dtype=torch.float64)
+        places = ends[kind] + (chances * (ends[kind + 1] - ends[kind])).long()
+        return self.train.batch(order[places], trim=True)
+
+    @functools.cached_property
+    def by_size(self) -> tuple[Tensor, Tensor]:
+        """The training problems from short to long, and where those of each length end there.
+        Shapes: -> (N,), (lengths + 1,)."""
+        sizes = self.sizes(self.split.train)
+        _, counts = np.unique(sizes, return_counts=True)
+        return torch.from_numpy(np.argsort(sizes, kind="stable")), torch.from_numpy(np.cumsum([0, *counts]))
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
         """Shapes: (B, T, V). Of a model that says one token only, each scored token is asked for by the beginning of
@@ -423,9 +448,10 @@ class Rows:
     def __getitem__(self, some: slice) -> Rows:
         return Rows(self.inputs[some], self.targets[some], self.lengths[some])
 
-    def batch(self, places: Tensor) -> Batch:
-        """Some rows. Shapes: places (B,) -> (B, T) each, int64."""
-        return Batch(self.inputs[places].long(), self.targets[places].long())
+    def batch(self, places: Tensor, trim: bool = False) -> Batch:
+        """Some rows, with `trim` as wide as the longest of them. Shapes: places (B,) -> (B, T) each, int64."""
+        width = int(self.lengths[places].max()) - 1 if trim else self.inputs.shape[1]
+        return Batch(self.inputs[places, :width].long(), self.targets[places, :width].long())
 
     def walk(self) -> Iterator[Batch]:
         """All rows, once."""
