@@ -22,6 +22,7 @@ from handmade.errors import ConfigError
 from handmade.tasks.arithmetic.problems import ProblemConfig, keys
 from handmade.tasks.arithmetic.strings import DIGITS, HOLE, constant, digit_columns, digit_count, joined
 from handmade.tasks.arithmetic.task import ArithmeticTask
+from handmade.tasks.base import Tables
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJ"  # hints: for twice the digits, as many as an answer may have
 SHARED = "+*=()" + DIGITS
@@ -62,6 +63,15 @@ class NumberConfig(ProblemConfig):
         self.require("digits", 1 <= self.digits <= most, f"from 1 to {most}: an answer has to fit 64 bits")
         if not self.operators:
             self.require("padded", self.padded, "true without operators: nothing else tells two numbers apart")
+
+
+HINTED_PROBLEMS = 50_000  # to train on
+# What learns sums with hints, and those longer than any trained on; docs/log.md has what was tried.
+HINTED: Tables = {
+    # No positions: what stands where is in the letters. A pair is a letter with its digit.
+    "model": {"positions": "none", "pair_embedding": True, "heads": 2},
+    "train": {"batch": 64, "compile": "no"},  # batches differ in width
+}
 
 
 class NumberTask(ArithmeticTask):
@@ -133,6 +143,20 @@ class NumberTask(ArithmeticTask):
         lowest = np.where(digits == 1, 0, 10 ** (digits - 1))
         problems[np.arange(len(digits)), one] = random.integers(lowest, 10**digits)
         return np.minimum(problems, self.below - 1) if self.below < 10**self.config.digits else problems
+
+    @classmethod
+    def recipe(cls, config: NumberConfig) -> Tables:
+        return HINTED if config.hints else {}
+
+    def most(self) -> int:
+        return HINTED_PROBLEMS if self.config.hints else self.most_train
+
+    @property
+    def room(self) -> int:
+        """With hints, of the longest problems that `longer` has."""
+        if not self.config.hints:
+            return self.context
+        return max([self.context, *(task.rows(some).inputs.shape[1] for _, task, some in self.longer())])
 
     def sizes(self, problems: np.ndarray) -> np.ndarray:
         return digit_count(problems.max(1, initial=0))

@@ -30,6 +30,7 @@ from handmade.tokenizers import CharTokenizer
 
 ENUMERATED = 2_000_000  # problems that are all written down before some are drawn; of more, some are drawn at once
 TEST_AT_MOST = 50_000  # problems, where a person does not say
+TEST_EVEN = 10_000  # the same where problems are drawn by length, and as many as are trained on would be asked
 SCORED_WHILE_TRAINING = 2_000  # test problems; `evaluate` takes all
 CLOSING_PROBLEMS = 10_000  # that are answered when training is over
 TRAIN_SCORED = 1_000  # training problems that are scored too, to tell learning by heart from learning
@@ -128,9 +129,9 @@ class ArithmeticTask(GeneratedTask):
     def _split(self) -> Split:
         config: ProblemConfig = self.config
         random, total, spare = np.random.default_rng(config.seed), self.count(), self.kin_spare()
-        train = config.train_problems or max(1, min(self.most_train, int(self.part * total)))
+        train = config.train_problems or max(1, min(self.most(), int(self.part * total)))
         # Drawn by length, as many as are trained on: all that are left would not be even.
-        test = config.test_problems or max(1, min(TEST_AT_MOST, train if self.even else total - train - spare))
+        test = config.test_problems or max(1, min(TEST_EVEN, train) if self.even else min(TEST_AT_MOST, total - train - spare))
         if total <= ENUMERATED and not self.even:
             problems, most = self.enumerate(), f"there are {total:,}"
         else:
@@ -139,6 +140,10 @@ class ArithmeticTask(GeneratedTask):
             if config.test_problems is None:
                 test = max(1, min(test, len(problems) - train - spare))
         return take(problems, self.kin(problems), train, test, random, most)
+
+    def most(self) -> int:
+        """Problems to train on, at most."""
+        return self.most_train
 
     def kin_spare(self) -> int:
         """Problems that may be lost at the border between the sides."""
@@ -152,6 +157,11 @@ class ArithmeticTask(GeneratedTask):
     def context(self) -> int:
         """Tokens of the longest row, without its last, which is only told."""
         return max(self.train.inputs.shape[1], self.test.inputs.shape[1])
+
+    @property
+    def room(self) -> int:
+        """Tokens that a new model should hold."""
+        return self.context
 
     def fingerprint(self) -> str:
         """sha256 over both sides, as they are written."""
@@ -167,13 +177,13 @@ class ArithmeticTask(GeneratedTask):
 
     def batch(self, rows: int, generator: torch.Generator) -> Batch:
         """`rows` training problems, with repetition. Each is as likely as any other; where lengths are even, the
-        longest of a batch is drawn first, and every length up to it is as likely: what is short is learnt first, and
-        costs less. Shapes: (rows, T) each."""
+        longest of a batch is drawn first, a short one rather than a long one, and the others are of more than half its
+        length: what is short has to be learnt first, and costs less. Shapes: (rows, T) each."""
         if not self.even:
             return self.train.batch(torch.randint(len(self.train), (rows,), generator=generator))
         order, ends = self.by_size
-        most = torch.randint(1, len(ends), (1,), generator=generator)
-        kind = torch.randint(int(most), (rows,), generator=generator)
+        most = 1 + int((len(ends) - 1) * float(torch.rand(1, generator=generator, dtype=torch.float64)) ** 1.5)
+        kind = torch.randint(most // 2, most, (rows,), generator=generator)
         chances = torch.rand(rows, generator=generator, dtype=torch.float64)
         places = ends[kind] + (chances * (ends[kind + 1] - ends[kind])).long()
         return self.train.batch(order[places], trim=True)
@@ -259,20 +269,25 @@ class ArithmeticTask(GeneratedTask):
     @classmethod
     def candidates(cls, config: Any, family: str, asked: Mapping[str, Mapping[str, Any]]) -> list[Tables]:
         """The one that there is."""
-        return [cls.suggested(family, asked)]
+        return [cls.suggested(config, family, asked)]
 
     @classmethod
-    def suggested(cls, family: str, asked: Mapping[str, Mapping[str, Any]]) -> Tables:
+    def recipe(cls, config: Any) -> Tables:
+        """What a GPT is trained with for these options, where that is another than for the rest."""
+        return {}
+
+    @classmethod
+    def suggested(cls, config: Any, family: str, asked: Mapping[str, Mapping[str, Any]]) -> Tables:
         """Settings for a model of this family. The shape that is `asked` for stays, and heads and width fit."""
         if family == "gpt":
-            wanted = asked.get("model", {})
-            size = Size(**cls.shape, context=1, batch=1)
-            fitting = {**fitting_heads(size, wanted), **fitting_parts(wanted)[0]}
+            wanted, own = asked.get("model", {}), cls.recipe(config)
+            model = {**MODEL, **cls.shape, **own.get("model", {})}
+            size = Size(**{name: model[name] for name in ("layers", "heads", "width")}, context=1, batch=1)
             return {
-                "model": {**MODEL, **cls.shape, **fitting},
-                "train": dict(TRAIN),
-                "optimizer": dict(OPTIMIZER),
-                "schedule": dict(SCHEDULE),
+                "model": {**model, **fitting_heads(size, wanted), **fitting_parts(wanted)[0]},
+                "train": {**TRAIN, **own.get("train", {})},
+                "optimizer": {**OPTIMIZER, **own.get("optimizer", {})},
+                "schedule": {**SCHEDULE, **own.get("schedule", {})},
             }
         if family == "fixed-window":
             return {"train": dict(TRAIN), "optimizer": dict(PUBLISHED), "schedule": {"name": "cosine", "warmup": 0.02}}
@@ -283,12 +298,13 @@ class ArithmeticTask(GeneratedTask):
     def choose(
         self, family: str, seconds: float, device: torch.device, asked: Mapping[str, Mapping[str, Any]]
     ) -> Choice:
-        tables = self.suggested(family, asked)
+        tables = self.suggested(self.config, family, asked)
         made: Any = FAMILIES[family][0]
         config: Any = FAMILIES[family][1]
-        # What a model is trained on at once, and how far it looks back: a whole row. A fixed window stays as it is.
+        # What a model is trained on at once, and how far it looks back: a whole row. With hints, of the longest that
+        # it will be asked. A fixed window stays as it is.
         known = config.annotations() if family == "gpt" or made.context is None else ()
-        tables["model"] = {**tables.get("model", {}), **{n: self.context for n in ("context", "window") if n in known}}
+        tables["model"] = {**tables.get("model", {}), **{n: self.room for n in ("context", "window") if n in known}}
         return Choice(tables, [f"what learns {self.name} fastest: docs/log.md has what was tried"])
 
     def fitted(self, context: int | None, say: Say) -> tuple[ArithmeticTask, int]:
@@ -331,6 +347,11 @@ class ArithmeticTask(GeneratedTask):
 
     # ----------------------------------------------------------------------------------------------------------
     # Answers
+
+    @property
+    def looked_at(self) -> int:
+        """The first test problems: those that `score` takes, by which the best weights are picked."""
+        return min(SCORED_WHILE_TRAINING, len(self.test))
 
     def answers(self, model: nn.Module, prompts: Sequence[str]) -> list[str]:
         """The answers to problems as a person types them, decoded together, as a person reads them."""
