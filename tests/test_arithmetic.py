@@ -57,6 +57,9 @@ def problem(task: Any, prompt: str) -> np.ndarray:
         ("addition", {"hints": True, "padded": False}, "12+34=", "b1a2+b3a4=a6b4"),
         ("addition", {"hints": True, "padded": False, "reversed": False}, "99+1=", "c9b9+b1=d1c0b0"),
         ("subtraction", {"hints": True}, "12-34=", "b1a2-b3a4=a2b2-"),
+        ("addition", {"hints": True, "digits": 3}, "2+34=", "b0a2+b3a4=a6b3c0"),
+        ("addition", {"hints": True, "digits": 5}, "2+4=", "i2+i4=i6j0"),
+        ("multiplication", {"hints": True, "digits": 3, "lengths": "natural"}, "2*4=", "c2*c4=c8d0"),
         ("subtraction", {"reversed": False, "padded": False}, "34-12=", "34-12=22"),
         ("subtraction", {"reversed": False}, "12-34=", "12-34=-22"),
         ("subtraction", {}, "12-34=", "12-34=22-"),
@@ -242,6 +245,12 @@ def test_every_length_is_as_likely_where_that_is_asked_for():
     counts = np.bincount(digit_count(task.split.train.max(1)), minlength=11)[1:]
     assert counts[0] <= 100  # there are no more sums of single digits
     assert counts[2:].min() > 400
+    hinted = make("addition", digits=10, hints=True, train_problems=5000, test_problems=10)
+    counts = np.bincount(digit_count(hinted.split.train.max(1)), minlength=11)[1:]
+    assert counts[2:].min() > 400
+    gaps = digit_count(hinted.split.train[:, 0]) - digit_count(hinted.split.train[:, 1])
+    assert min((gaps >= 3).mean(), (gaps <= -3).mean()) > 0.08  # one in a thousand where all numbers are as likely
+    assert (gaps == 0).mean() > 0.4
     short = make("reverse", length=3, lengths="even", train_problems=25, test_problems=None)
     counts = np.bincount((short.split.train >= 0).sum(1), minlength=4)[1:]
     assert counts.min() >= 3  # of ten, a hundred, a thousand sequences
@@ -449,6 +458,49 @@ def test_longer_problems_that_do_not_fit_are_said():
     with torch.inference_mode():
         roomy = task.evaluate(small_model(task, context=40))
     assert all(0 <= row["exact_match"] <= 1 for row in roomy["longer"])
+
+
+def test_hints_have_room_for_longer_problems():
+    """The settings that hints bring: a model that holds sums of twice the digits, with no position of its own."""
+    task = make("addition", digits=3, hints=True)
+    tables = task.choose("gpt", 60.0, torch.device("cpu"), {"model": {"layers": 1, "width": 16}}).tables["model"]
+    assert (tables["positions"], tables["pair_embedding"], tables["width"] % tables["heads"]) == ("none", True, 0)
+    assert tables["context"] == len("a1b2c3d4e5f6+a1b2c3d4e5f6=a1b2c3d4e5f6g7")
+    shape = GPTConfig.from_dict({**tables, "layers": 1, "width": 16, "vocab_size": task.tokenizer.vocab_size})
+    with torch.inference_mode():
+        longer = task.evaluate(GPT(shape).eval())["longer"]
+    assert [(row["length"], row["exact_match"]) for row in longer] == [(f"{k} digits", 0.0) for k in (4, 5, 6)]
+    assert make("addition").choose("gpt", 60.0, torch.device("cpu"), {}).tables["model"]["positions"] == "learned"
+
+
+def test_batches_of_even_lengths():
+    """From short to long: in a batch all are of more than half the length of the longest, and none is wider."""
+    task = make("reverse", length=6, lengths="even", train_problems=500)
+    generator, most = torch.Generator().manual_seed(0), []
+    for _ in range(300):
+        batch = task.batch(32, generator)
+        sizes = (batch.inputs >= 2).sum(1) // 2  # question, equals sign, answer
+        assert sizes.max() <= 2 * sizes.min()
+        assert batch.inputs.shape[1] == int((batch.inputs != 0).sum(1).max())
+        assert int((batch.targets != -100).sum()) == int(sizes.sum()) + 32
+        most.append(int(sizes.max()))
+    counts = np.bincount(most, minlength=7)[1:]
+    assert counts.min() > 15
+    assert counts[0] > counts[5]
+
+
+def test_right_of_the_problems_that_picked_no_weights(monkeypatch):
+    """The first test problems pick the weights that are kept; what is right of the others is said by itself."""
+    task = make("addition", digits=1, padded=False, reversed=False)
+    model = Knowing(task)
+    assert task.evaluate(model)["held_out"] is None
+    monkeypatch.setattr("handmade.tasks.arithmetic.task.SCORED_WHILE_TRAINING", 30)
+    broken = task.asked(task.split.test[[3, 35]])
+    model.lines = [line for line in model.lines if not line.startswith(tuple(broken))]
+    scores = task.evaluate(model)
+    assert scores["exact_match"] == 38 / 40
+    assert scores["held_out"] == {"problems": 10, "exact_match": 0.9}
+    assert ("", "90.00 % of the 10 that were not looked at in training") in task.tell({**scores, "precision": "float32"})
 
 
 @pytest.mark.parametrize("prompt", ["31415=", "7="])
