@@ -17,7 +17,7 @@ from handmade.models import GPT, Bigram, BigramConfig, FixedWindow, FixedWindowC
 from handmade.optimizers import OptimizerConfig
 from handmade.tasks import TASKS
 from handmade.tasks.arithmetic.expressions import layouts
-from handmade.tasks.arithmetic.numbers import carries
+from handmade.tasks.arithmetic.operations import carries
 from handmade.tasks.arithmetic.pictures import attention_picture, attention_rows, solved
 from handmade.tasks.arithmetic.problems import distinct, keys, take
 from handmade.tasks.arithmetic.strings import HOLE, digit_columns, digit_count, packed
@@ -500,7 +500,9 @@ def test_right_of_the_problems_that_picked_no_weights(monkeypatch):
     scores = task.evaluate(model)
     assert scores["exact_match"] == 38 / 40
     assert scores["held_out"] == {"problems": 10, "exact_match": 0.9}
-    assert ("", "90.00 % of the 10 that were not looked at in training") in task.tell({**scores, "precision": "float32"})
+    assert ("", "90.00 % of the 10 that were not looked at in training") in task.tell(
+        {**scores, "precision": "float32"}
+    )
 
 
 @pytest.mark.parametrize("prompt", ["31415=", "7="])

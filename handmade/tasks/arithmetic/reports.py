@@ -26,9 +26,9 @@ def examined(task: ArithmeticTask, model: nn.Module, most: int | None = None) ->
 
     `val_loss`, `token_accuracy` (of tokens foreseen with the right answer before them), `exact_match` (of whole
     answers), `held_out` (the same of the test problems that no evaluation while it trained looked at, and how many
-    those are; none where there are none), `train_exact_match` (on training problems, 10,000 at most); `problems`, `errors` (title -> group ->
-    problems and how many are right), `wrong` (question, answer, right answer), `longer` (problems longer than any
-    trained on).
+    those are; None where there are none), `train_exact_match` (on training problems, 10,000 at most); `problems`,
+    `errors` (title -> group -> problems and how many are right), `wrong` (question, answer, right answer), `longer`
+    (problems longer than any trained on).
     """
     device = next((part.device for part in model.parameters()), torch.device("cpu"))
     problems = task.split.test[:most]

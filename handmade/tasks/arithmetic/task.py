@@ -131,7 +131,9 @@ class ArithmeticTask(GeneratedTask):
         random, total, spare = np.random.default_rng(config.seed), self.count(), self.kin_spare()
         train = config.train_problems or max(1, min(self.most(), int(self.part * total)))
         # Drawn by length, as many as are trained on: all that are left would not be even.
-        test = config.test_problems or max(1, min(TEST_EVEN, train) if self.even else min(TEST_AT_MOST, total - train - spare))
+        test = config.test_problems or max(
+            1, min(TEST_EVEN, train) if self.even else min(TEST_AT_MOST, total - train - spare)
+        )
         if total <= ENUMERATED and not self.even:
             problems, most = self.enumerate(), f"there are {total:,}"
         else:
