@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,10 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "addition, three digits": (
         "addition",
         ("train.steps=1500", "train.evaluate_every=100", "task.digits=3", "task.train_problems=10000"),
+    ),
+    "sums of up to ten digits, longer ones asked": (
+        "addition",
+        ("train.steps=3000", "train.evaluate_every=500", "task.digits=10", "task.hints=true", "task.test_problems=2000"),
     ),
     "expressions of two and three": ("expression", ("train.steps=3000", "train.evaluate_every=300")),
     "expressions of up to four": (
@@ -120,7 +125,7 @@ def one(name: str, seed: int) -> dict[str, Any]:
     trainer = job.trainer
     assert trainer is not None
     trainer.folder = None  # nothing is kept but the figures
-    curve = []
+    curve, began = [], time.process_time()
     for report in trainer.steps():
         if report.scores:
             right, seen = report.scores["exact_match"], report.scores["train_exact_match"]
@@ -129,6 +134,7 @@ def one(name: str, seed: int) -> dict[str, Any]:
                 f"  {name}, seed {seed}: {report.train_seconds:5.1f} s  {right:.4f}  of the trained {seen:.4f}",
                 flush=True,
             )
+    spent = time.process_time() - began
     with torch.inference_mode():
         scores: dict[str, Any] = job.task.evaluate(trainer.model.eval())  # type: ignore[attr-defined]
     return {
@@ -136,6 +142,8 @@ def one(name: str, seed: int) -> dict[str, Any]:
         "token_accuracy": scores["token_accuracy"],
         "train_exact_match": scores["train_exact_match"],
         "train_seconds": round(trainer.train_seconds, 2),
+        "cpu_seconds": round(spent, 1),  # of all threads, evaluations included: other jobs do not lengthen it
+        "threads": torch.get_num_threads(),
         "parameters": sum(parameter.numel() for parameter in trainer.parameters),
         "test_problems": len(job.task.test),  # type: ignore[attr-defined]
         "curve": curve,

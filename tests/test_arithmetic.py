@@ -177,6 +177,7 @@ def test_digits_and_holes():
     rows, lengths = packed(columns)
     assert rows.tolist() == [[10, 0, 0], [17, 0, 0], [13, 10, 15]]
     assert lengths.tolist() == [1, 1, 3]
+    assert digit_columns(np.empty(0, np.int64), 3, 10, least=np.empty(0, np.int64)).shape == (0, 3)
     assert digit_columns(np.array([7]), 3, 10, least=3).tolist() == [[10, 10, 17]]
     some = digit_columns(np.array([7, 7, 0, 305]), 3, 10, least=np.array([1, 2, 3, 1]))
     assert some.tolist() == [[HOLE, HOLE, 17], [HOLE, 10, 17], [10, 10, 10], [13, 10, 15]]

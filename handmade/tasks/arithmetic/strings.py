@@ -34,7 +34,7 @@ def digit_columns(values: np.ndarray, width: int, first_digit: int, least: int |
     digits = values[:, None] // powers % 10
     columns = (digits + first_digit).astype(np.uint8)
     places = np.arange(width, 0, -1)
-    columns[(values[:, None] < powers) & (places > np.reshape(least, (-1, 1)))] = HOLE
+    columns[(values[:, None] < powers) & (places > np.asarray(least)[..., None])] = HOLE
     return columns
 
 
