@@ -41,7 +41,13 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "sums of up to ten digits, longer ones asked": (
         "addition",
-        ("train.steps=3000", "train.evaluate_every=500", "task.digits=10", "task.hints=true", "task.test_problems=2000"),
+        (
+            "train.steps=3000",
+            "train.evaluate_every=500",
+            "task.digits=10",
+            "task.hints=true",
+            "task.test_problems=2000",
+        ),
     ),
     "expressions of two and three": ("expression", ("train.steps=3000", "train.evaluate_every=300")),
     "expressions of up to four": (

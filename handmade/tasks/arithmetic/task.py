@@ -23,9 +23,10 @@ from handmade.layers import cross_entropy
 from handmade.models import FAMILIES
 from handmade.tasks.arithmetic import pictures, reports
 from handmade.tasks.arithmetic.problems import ProblemConfig, Split, distinct, take
-from handmade.tasks.arithmetic.strings import END, END_ID, PAD, constant, joined, packed
+from handmade.tasks.arithmetic.recipes import suggested
+from handmade.tasks.arithmetic.rows import IGNORED, Rows
+from handmade.tasks.arithmetic.strings import END, END_ID, PAD, packed
 from handmade.tasks.base import Batch, Choice, GeneratedTask, Say, Tables, in_columns
-from handmade.tasks.sizes import Size, fitting_heads, fitting_parts, usual
 from handmade.tokenizers import CharTokenizer
 
 ENUMERATED = 2_000_000  # problems that are all written down before some are drawn; of more, some are drawn at once
@@ -34,9 +35,7 @@ TEST_EVEN = 10_000  # the same where problems are drawn by length, and as many a
 SCORED_WHILE_TRAINING = 2_000  # test problems; `evaluate` takes all
 CLOSING_PROBLEMS = 10_000  # that are answered when training is over
 TRAIN_SCORED = 1_000  # training problems that are scored too, to tell learning by heart from learning
-SCORED_AT_ONCE = 16_384  # tokens of one evaluation batch
 DECODED_AT_ONCE = 2_048  # rows
-IGNORED = -100
 
 
 class ArithmeticTask(GeneratedTask):
@@ -271,36 +270,17 @@ class ArithmeticTask(GeneratedTask):
     @classmethod
     def candidates(cls, config: Any, family: str, asked: Mapping[str, Mapping[str, Any]]) -> list[Tables]:
         """The one that there is."""
-        return [cls.suggested(config, family, asked)]
+        return [suggested(family, asked, cls.shape, cls.recipe(config))]
 
     @classmethod
     def recipe(cls, config: Any) -> Tables:
         """What a GPT is trained with for these options, where that is another than for the rest."""
         return {}
 
-    @classmethod
-    def suggested(cls, config: Any, family: str, asked: Mapping[str, Mapping[str, Any]]) -> Tables:
-        """Settings for a model of this family. The shape that is `asked` for stays, and heads and width fit."""
-        if family == "gpt":
-            wanted, own = asked.get("model", {}), cls.recipe(config)
-            model = {**MODEL, **cls.shape, **own.get("model", {})}
-            size = Size(**{name: model[name] for name in ("layers", "heads", "width")}, context=1, batch=1)
-            return {
-                "model": {**model, **fitting_heads(size, wanted), **fitting_parts(wanted)[0]},
-                "train": {**TRAIN, **own.get("train", {})},
-                "optimizer": {**OPTIMIZER, **own.get("optimizer", {})},
-                "schedule": {**SCHEDULE, **own.get("schedule", {})},
-            }
-        if family == "fixed-window":
-            return {"train": dict(TRAIN), "optimizer": dict(PUBLISHED), "schedule": {"name": "cosine", "warmup": 0.02}}
-        tables = usual(family, asked)
-        tables["train"] = {**tables["train"], "batch": TRAIN["batch"], "precision": TRAIN["precision"]}
-        return tables
-
     def choose(
         self, family: str, seconds: float, device: torch.device, asked: Mapping[str, Mapping[str, Any]]
     ) -> Choice:
-        tables = self.suggested(self.config, family, asked)
+        tables = suggested(family, asked, self.shape, self.recipe(self.config))
         made: Any = FAMILIES[family][0]
         config: Any = FAMILIES[family][1]
         # What a model is trained on at once, and how far it looks back: a whole row. With hints, of the longest that
@@ -438,76 +418,3 @@ class ArithmeticTask(GeneratedTask):
         with torch.inference_mode():
             scores = {**reports.examined(self, model, CLOSING_PROBLEMS), "precision": "float32"}
         yield "\n" + "\n".join(in_columns(self.tell(scores))) + "\n"
-
-
-# --------------------------------------------------------------------------------------------------------------
-# Rows
-
-
-class Rows:
-    """Problems as what goes in and what should come out.
-
-    inputs (N, T) uint8 and targets (N, T) int8, -100 where nothing is scored; lengths (N,), of whole rows.
-    Small types: a batch is made int64 when it is taken.
-    """
-
-    def __init__(self, inputs: Tensor, targets: Tensor, lengths: Tensor) -> None:
-        self.inputs, self.targets, self.lengths = inputs, targets, lengths
-
-    @classmethod
-    def of(cls, questions: np.ndarray, solutions: np.ndarray) -> Rows:
-        """Question, answer, end. Shapes: (N, L1) and (N, L2) tokens, with holes."""
-        asked = (questions != 255).sum(1)
-        whole, lengths = packed(joined([questions, solutions, constant(END_ID, len(questions))]))
-        inputs, targets = whole[:, :-1], whole[:, 1:].astype(np.int8)
-        places = np.arange(inputs.shape[1])
-        scored = (places >= asked[:, None] - 1) & (places < lengths[:, None] - 1)
-        targets[~scored] = IGNORED
-        return cls(torch.from_numpy(inputs.copy()), torch.from_numpy(targets), torch.from_numpy(lengths))
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, some: slice) -> Rows:
-        return Rows(self.inputs[some], self.targets[some], self.lengths[some])
-
-    def batch(self, places: Tensor, trim: bool = False) -> Batch:
-        """Some rows, with `trim` as wide as the longest of them. Shapes: places (B,) -> (B, T) each, int64."""
-        width = int(self.lengths[places].max()) - 1 if trim else self.inputs.shape[1]
-        return Batch(self.inputs[places, :width].long(), self.targets[places, :width].long())
-
-    def walk(self) -> Iterator[Batch]:
-        """All rows, once."""
-        at_once = max(1, SCORED_AT_ONCE // max(1, self.inputs.shape[1]))
-        for start in range(0, len(self), at_once):
-            some = self[start : start + at_once]
-            yield Batch(some.inputs.long(), some.targets.long())
-
-
-# What learns these tasks fastest on two cores; docs/log.md has what was tried.
-MODEL: dict[str, Any] = {
-    "positions": "learned",
-    "norm": "rms-plain",
-    "query_key_norm": True,
-    "activation": "relu-squared",
-    "bias": False,
-    "tied_head": False,
-    "initialization": "fan-in",
-}
-TRAIN: dict[str, Any] = {"batch": 128, "clip": None, "precision": "float32"}
-OPTIMIZER: dict[str, Any] = {
-    "name": "muon",
-    "learning_rate": 0.06,
-    "embedding_learning_rate": 0.015,
-    "head_learning_rate": 0.008,
-    "weight_decay": 0.1,
-}
-SCHEDULE: dict[str, Any] = {"name": "stable-then-decay", "warmup": 0.02, "decay": 0.6, "final": 0.0}
-# Of the experiment with the fixed window; decay on all but biases and scales.
-PUBLISHED: dict[str, Any] = {
-    "name": "adamw",
-    "learning_rate": 6e-4,
-    "betas": (0.9, 0.95),
-    "weight_decay": 0.1,
-    "decay_embeddings": True,
-}
