@@ -4,7 +4,7 @@
     12+34=64        reversed: each digit needs its own column and one carry, so a step at a time is enough
     12+34=640       and padded: every answer has the same length, so where a digit stands says what it is worth
     1234640         digits only: what stands where is known, so signs say nothing
-    c1b2+c3b4=b6c4  with hints: a letter says what a digit is worth, wherever it stands
+    b2c1+b4c3=b6c4  with hints: a letter says what a digit is worth, wherever it stands
 
 What a person types and reads is always the first: `12+34=` and `46`.
 """
@@ -40,7 +40,8 @@ class NumberConfig(ProblemConfig):
     """"natural": every number is as likely, so nearly all have as many digits as they may. "even": every number of
     digits is as likely. None: "even" with hints, which are there for numbers of all lengths, else "natural"."""
     reversed: bool = True
-    """Write the answer from its last digit to its first, in the order in which it is worked out by hand."""
+    """Write the answer from its last digit to its first, in the order in which it is worked out by hand. With hints all
+    numbers: the letter that an answer begins with is then the first of its row."""
     padded: bool = True
     """Write zeros before a number, so that all operands have one length, and all answers. With hints: those of one
     problem."""
@@ -191,7 +192,7 @@ class NumberTask(ArithmeticTask):
         for place in range(problems.shape[1]):
             if place and c.operators:
                 parts.append(constant(self.token(self.sign), rows))
-            parts.append(self.number(problems[:, place], widths, first))
+            parts.append(self.number(problems[:, place], widths, first, c.hints and c.reversed))
         if c.operators:
             parts.append(constant(self.token("="), rows))
         return joined(parts)

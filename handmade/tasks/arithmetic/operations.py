@@ -39,7 +39,7 @@ class Addition(NumberTask):
         12+34=046     reversed=false
         12+34=64      padded=false
         1234640       operators=false
-        c1b2+c3b4=b6c4  hints=true, padded=false: b are the ones here, c the tens
+        b2c1+b4c3=b6c4  hints=true, padded=false: b are the ones here, c the tens; all numbers are reversed
         5+12+7=42     operands=3, padded=false: 24 reversed
 
     Reversed, because a carry goes from the last digit to the first: written forwards, the first digit of 99+1=100 can
