@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "sums of up to ten digits, longer ones asked": (
         "addition",
         (
-            "train.steps=3000",
+            "train.steps=2500",
             "train.evaluate_every=500",
             "task.digits=10",
             "task.hints=true",
