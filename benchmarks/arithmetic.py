@@ -64,8 +64,10 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "fixed window, dense": (
         "addition",
-        (*WINDOW, "model.body=dense", "train.steps=6500", "train.batch=32", "train.evaluate_every=500"),
+        (*WINDOW, "model.body=dense", "train.steps=3500", "train.batch=32", "train.evaluate_every=500"),
     ),
+    "addition, LSTM": ("addition", ("--model=recurrent", "train.steps=1500", "train.evaluate_every=150")),
+    "addition, MLP": ("addition", ("--model=mlp", "train.steps=1500", "train.evaluate_every=150")),
 }
 
 
@@ -115,8 +117,19 @@ def figures(kept: dict[str, Any]) -> dict[str, Any]:
                 "train_seconds": statistics.median(run["train_seconds"] for run in runs),
                 "parameters": runs[0]["parameters"],
                 "test_problems": runs[0]["test_problems"],
+                "longer": longer(runs),
             }
     return {"cases": cases, "runs": kept}
+
+
+def longer(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """By length of problems longer than any trained on: the median of the seeds. Empty where no model holds them."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for row in run["longer"]:
+            if row["exact_match"] is not None:
+                found.setdefault(row["length"], []).append(row["exact_match"])
+    return {length: statistics.median(values) for length, values in found.items()}
 
 
 def one(name: str, seed: int) -> dict[str, Any]:
