@@ -43,7 +43,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         "addition",
         (
             "train.steps=2500",
-            "train.evaluate_every=500",
+            "train.evaluate_every=625",
             "task.digits=10",
             "task.hints=true",
             "task.test_problems=2000",

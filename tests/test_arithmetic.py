@@ -16,6 +16,7 @@ from handmade.generation import SamplingConfig, generate, greedy
 from handmade.models import GPT, Bigram, BigramConfig, FixedWindow, FixedWindowConfig, GPTConfig
 from handmade.optimizers import OptimizerConfig
 from handmade.tasks import TASKS
+from handmade.tasks.arithmetic import reports
 from handmade.tasks.arithmetic.expressions import layouts
 from handmade.tasks.arithmetic.operations import carries
 from handmade.tasks.arithmetic.pictures import attention_picture, attention_rows, solved
@@ -447,6 +448,15 @@ def test_the_report():
     told = dict(task.tell({**scores, "precision": "float32"}))
     assert told["right"].startswith("97.50 % of 40 problems never seen, whole answers; 1 wrong")
     assert f"{broken}{right}1   it is {right}" in told["wrong answers"]
+
+
+@pytest.mark.parametrize("options", [{}, {"hints": True}, {"hints": True, "padded": False}])
+def test_the_report_where_nothing_is_wrong(options):
+    """However sums are written: tables of no problems can be made too."""
+    task = make("addition", digits=2, **options)
+    scores = reports.examined(task, Knowing(task), most=30)
+    assert (scores["exact_match"], scores["wrong"], scores["problems"]) == (1.0, [], 30)
+    assert task.asked(task.split.test[:0]) == task.written(task.split.test[:0]) == []
 
 
 def test_longer_problems_that_do_not_fit_are_said():

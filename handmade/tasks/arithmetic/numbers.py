@@ -209,7 +209,7 @@ class NumberTask(ArithmeticTask):
         letters = np.where(digits == HOLE, HOLE, first[:, None] + np.arange(width - 1, -1, -1)).astype(np.uint8)
         if backwards:
             digits, letters = digits[:, ::-1], letters[:, ::-1]
-        return np.stack([letters, digits], axis=2).reshape(len(values), -1) if self.config.hints else digits
+        return np.stack([letters, digits], axis=2).reshape(len(values), 2 * width) if self.config.hints else digits
 
     def first_letters(self, problems: np.ndarray) -> np.ndarray:
         """The token of the letter of the ones, for each problem its own, always the same. Shapes: (N, k) -> (N,).
