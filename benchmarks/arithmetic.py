@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,16 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         "addition",
         ("train.steps=1500", "train.evaluate_every=100", "task.digits=3", "task.train_problems=10000"),
     ),
+    "sums of up to ten digits, longer ones asked": (
+        "addition",
+        (
+            "train.steps=2500",
+            "train.evaluate_every=625",
+            "task.digits=10",
+            "task.hints=true",
+            "task.test_problems=2000",
+        ),
+    ),
     "expressions of two and three": ("expression", ("train.steps=3000", "train.evaluate_every=300")),
     "expressions of up to four": (
         "expression",
@@ -53,8 +64,10 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "fixed window, dense": (
         "addition",
-        (*WINDOW, "model.body=dense", "train.steps=6500", "train.batch=32", "train.evaluate_every=500"),
+        (*WINDOW, "model.body=dense", "train.steps=3500", "train.batch=32", "train.evaluate_every=500"),
     ),
+    "addition, LSTM": ("addition", ("--model=recurrent", "train.steps=1500", "train.evaluate_every=150")),
+    "addition, MLP": ("addition", ("--model=mlp", "train.steps=1500", "train.evaluate_every=150")),
 }
 
 
@@ -104,8 +117,19 @@ def figures(kept: dict[str, Any]) -> dict[str, Any]:
                 "train_seconds": statistics.median(run["train_seconds"] for run in runs),
                 "parameters": runs[0]["parameters"],
                 "test_problems": runs[0]["test_problems"],
+                "longer": longer(runs),
             }
     return {"cases": cases, "runs": kept}
+
+
+def longer(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """By length of problems longer than any trained on: the median of the seeds. Empty where no model holds them."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for row in run["longer"]:
+            if row["exact_match"] is not None:
+                found.setdefault(row["length"], []).append(row["exact_match"])
+    return {length: statistics.median(values) for length, values in found.items()}
 
 
 def one(name: str, seed: int) -> dict[str, Any]:
@@ -120,7 +144,7 @@ def one(name: str, seed: int) -> dict[str, Any]:
     trainer = job.trainer
     assert trainer is not None
     trainer.folder = None  # nothing is kept but the figures
-    curve = []
+    curve, began = [], time.process_time()
     for report in trainer.steps():
         if report.scores:
             right, seen = report.scores["exact_match"], report.scores["train_exact_match"]
@@ -129,6 +153,7 @@ def one(name: str, seed: int) -> dict[str, Any]:
                 f"  {name}, seed {seed}: {report.train_seconds:5.1f} s  {right:.4f}  of the trained {seen:.4f}",
                 flush=True,
             )
+    spent = time.process_time() - began
     with torch.inference_mode():
         scores: dict[str, Any] = job.task.evaluate(trainer.model.eval())  # type: ignore[attr-defined]
     return {
@@ -136,6 +161,8 @@ def one(name: str, seed: int) -> dict[str, Any]:
         "token_accuracy": scores["token_accuracy"],
         "train_exact_match": scores["train_exact_match"],
         "train_seconds": round(trainer.train_seconds, 2),
+        "cpu_seconds": round(spent, 1),  # of all threads, evaluations included: other jobs do not lengthen it
+        "threads": torch.get_num_threads(),
         "parameters": sum(parameter.numel() for parameter in trainer.parameters),
         "test_problems": len(job.task.test),  # type: ignore[attr-defined]
         "curve": curve,

@@ -77,8 +77,12 @@ def arithmetic(found: dict[str, Any]) -> list[Row]:
     for name, words in (
         ("addition, fresh splits", "Sums of two digits, 2,500 learnt and 7,500 asked (100,672 parameters)"),
         ("addition, three digits", "Sums of three digits, 10,000 learnt of 1,000,000 and 50,000 others asked"),
+        ("expressions of two and three", "Expressions of two and three digits, 9,150 learnt and 3,050 asked"),
+        ("sums of up to ten digits, longer ones asked", "Sums of up to ten digits with hints"),
     ):
-        case = found["cases"][name]
+        case = found["cases"].get(name)
+        if case is None:
+            continue
         seeds = "seed" if len(case["seeds"]) == 1 else "seeds"
         rows.append(
             (
@@ -88,6 +92,9 @@ def arithmetic(found: dict[str, Any]) -> list[Row]:
                 f" {seeds} {', '.join(map(str, case['seeds']))})",
             )
         )
+        if case.get("longer"):
+            by_length = [f"{length} {100 * part:.1f} %" for length, part in case["longer"].items()]
+            rows.append(("The same models, asked longer sums than any they were trained on", ", ".join(by_length)))
     return rows
 
 

@@ -109,7 +109,8 @@ class Progress:
         """Events as lines of their own; without a moving line, a line now and then."""
         if report.event is not None:
             self.print(Text(report.event, style="yellow"))
-        shown = getattr(self.trainer.task, "shown", ()) if report.scores else ()
+        watch = getattr(self.trainer.task, "watch", None)  # a task of five methods has none
+        shown = watch() if watch is not None and report.scores else ()
         if self.live is not None:
             if shown:
                 self.print(Text(self.line()))

@@ -16,8 +16,9 @@ from handmade.generation import SamplingConfig, generate, greedy
 from handmade.models import GPT, Bigram, BigramConfig, FixedWindow, FixedWindowConfig, GPTConfig
 from handmade.optimizers import OptimizerConfig
 from handmade.tasks import TASKS
+from handmade.tasks.arithmetic import reports
 from handmade.tasks.arithmetic.expressions import layouts
-from handmade.tasks.arithmetic.numbers import carries
+from handmade.tasks.arithmetic.operations import carries
 from handmade.tasks.arithmetic.pictures import attention_picture, attention_rows, solved
 from handmade.tasks.arithmetic.problems import distinct, keys, take
 from handmade.tasks.arithmetic.strings import HOLE, digit_columns, digit_count, packed
@@ -53,10 +54,13 @@ def problem(task: Any, prompt: str) -> np.ndarray:
         ("addition", {"operands": 3, "padded": False}, "5+12+7=", "5+12+7=42"),
         ("addition", {"operands": 3}, "99+99+99=", "99+99+99=792"),
         ("addition", {"digits": 4}, "9999+1=", "9999+0001=00001"),
-        ("addition", {"hints": True}, "12+34=", "b1a2+b3a4=a6b4c0"),
-        ("addition", {"hints": True, "padded": False}, "12+34=", "b1a2+b3a4=a6b4"),
+        ("addition", {"hints": True}, "12+34=", "a2b1+a4b3=a6b4c0"),
+        ("addition", {"hints": True, "padded": False}, "12+34=", "a2b1+a4b3=a6b4"),
         ("addition", {"hints": True, "padded": False, "reversed": False}, "99+1=", "c9b9+b1=d1c0b0"),
-        ("subtraction", {"hints": True}, "12-34=", "b1a2-b3a4=a2b2-"),
+        ("subtraction", {"hints": True}, "12-34=", "a2b1-a4b3=a2b2-"),
+        ("addition", {"hints": True, "digits": 3}, "2+34=", "a2b0+a4b3=a6b3c0"),
+        ("addition", {"hints": True, "digits": 5}, "2+4=", "i2+i4=i6j0"),
+        ("multiplication", {"hints": True, "digits": 3, "lengths": "natural"}, "2*4=", "c2*c4=c8d0"),
         ("subtraction", {"reversed": False, "padded": False}, "34-12=", "34-12=22"),
         ("subtraction", {"reversed": False}, "12-34=", "12-34=-22"),
         ("subtraction", {}, "12-34=", "12-34=22-"),
@@ -124,7 +128,9 @@ def test_right_answers_are_pythons(name, options):
     task = make(name, **options)
     problems = np.concatenate([task.split.train, task.split.test])
     for question, answer in zip(task.asked(problems), task.written(problems), strict=True):
-        question = re.sub("[a-zA-Z]", "", question)  # without hints
+        question = re.sub("[a-zA-Z]", "", question)  # without hints, which turn numbers round
+        if options.get("hints"):
+            question = re.sub("[0-9]+", lambda number: number[0][::-1], question)
         assert task.shown(answer) == value(name, question, task), question
         assert task.right_answers([question]) == [task.shown(answer)]  # the same from what a person types
 
@@ -158,7 +164,7 @@ def test_hints_are_the_same_for_digits_of_the_same_worth():
         *zip(longest[1].asked(longest[2]), longest[1].written(longest[2]), strict=True),
     ]:
         numbers = [re.findall("([a-z])([0-9])", part) for part in re.split(r"[+=]", question + answer)]
-        ones = {numbers[0][-1][0], numbers[1][-1][0], numbers[2][0][0]}
+        ones = {number[0][0] for number in numbers}
         assert len(ones) == 1
         lowest = ord(ones.pop())
         worth = {chr(lowest + place): 10**place for place in range(8)}
@@ -169,12 +175,15 @@ def test_hints_are_the_same_for_digits_of_the_same_worth():
 
 
 def test_digits_and_holes():
-    columns = digit_columns(np.array([0, 7, 305]), 3, 10, padded=False)
+    columns = digit_columns(np.array([0, 7, 305]), 3, 10, least=1)
     assert columns.tolist() == [[HOLE, HOLE, 10], [HOLE, HOLE, 17], [13, 10, 15]]
     rows, lengths = packed(columns)
     assert rows.tolist() == [[10, 0, 0], [17, 0, 0], [13, 10, 15]]
     assert lengths.tolist() == [1, 1, 3]
-    assert digit_columns(np.array([7]), 3, 10, padded=True).tolist() == [[10, 10, 17]]
+    assert digit_columns(np.empty(0, np.int64), 3, 10, least=np.empty(0, np.int64)).shape == (0, 3)
+    assert digit_columns(np.array([7]), 3, 10, least=3).tolist() == [[10, 10, 17]]
+    some = digit_columns(np.array([7, 7, 0, 305]), 3, 10, least=np.array([1, 2, 3, 1]))
+    assert some.tolist() == [[HOLE, HOLE, 17], [HOLE, 10, 17], [10, 10, 10], [13, 10, 15]]
     assert digit_count(np.array([0, 9, 10, 10**17])).tolist() == [1, 1, 2, 18]
 
 
@@ -240,6 +249,12 @@ def test_every_length_is_as_likely_where_that_is_asked_for():
     counts = np.bincount(digit_count(task.split.train.max(1)), minlength=11)[1:]
     assert counts[0] <= 100  # there are no more sums of single digits
     assert counts[2:].min() > 400
+    hinted = make("addition", digits=10, hints=True, train_problems=5000, test_problems=10)
+    counts = np.bincount(digit_count(hinted.split.train.max(1)), minlength=11)[1:]
+    assert counts[2:].min() > 400
+    gaps = digit_count(hinted.split.train[:, 0]) - digit_count(hinted.split.train[:, 1])
+    assert min((gaps >= 3).mean(), (gaps <= -3).mean()) > 0.08  # one in a thousand where all numbers are as likely
+    assert (gaps == 0).mean() > 0.4
     short = make("reverse", length=3, lengths="even", train_problems=25, test_problems=None)
     counts = np.bincount((short.split.train >= 0).sum(1), minlength=4)[1:]
     assert counts.min() >= 3  # of ten, a hundred, a thousand sequences
@@ -435,6 +450,15 @@ def test_the_report():
     assert f"{broken}{right}1   it is {right}" in told["wrong answers"]
 
 
+@pytest.mark.parametrize("options", [{}, {"hints": True}, {"hints": True, "padded": False}])
+def test_the_report_where_nothing_is_wrong(options):
+    """However sums are written: tables of no problems can be made too."""
+    task = make("addition", digits=2, **options)
+    scores = reports.examined(task, Knowing(task), most=30)
+    assert (scores["exact_match"], scores["wrong"], scores["problems"]) == (1.0, [], 30)
+    assert task.asked(task.split.test[:0]) == task.written(task.split.test[:0]) == []
+
+
 def test_longer_problems_that_do_not_fit_are_said():
     task = make("addition")
     with torch.inference_mode():
@@ -447,6 +471,51 @@ def test_longer_problems_that_do_not_fit_are_said():
     with torch.inference_mode():
         roomy = task.evaluate(small_model(task, context=40))
     assert all(0 <= row["exact_match"] <= 1 for row in roomy["longer"])
+
+
+def test_hints_have_room_for_longer_problems():
+    """The settings that hints bring: a model that holds sums of twice the digits, with no position of its own."""
+    task = make("addition", digits=3, hints=True)
+    tables = task.choose("gpt", 60.0, torch.device("cpu"), {"model": {"layers": 1, "width": 16}}).tables["model"]
+    assert (tables["positions"], tables["pair_embedding"], tables["width"] % tables["heads"]) == ("none", True, 0)
+    assert tables["context"] == len("a1b2c3d4e5f6+a1b2c3d4e5f6=a1b2c3d4e5f6g7")
+    shape = GPTConfig.from_dict({**tables, "layers": 1, "width": 16, "vocab_size": task.tokenizer.vocab_size})
+    with torch.inference_mode():
+        longer = task.evaluate(GPT(shape).eval())["longer"]
+    assert [(row["length"], row["exact_match"]) for row in longer] == [(f"{k} digits", 0.0) for k in (4, 5, 6)]
+    assert make("addition").choose("gpt", 60.0, torch.device("cpu"), {}).tables["model"]["positions"] == "learned"
+
+
+def test_batches_of_even_lengths():
+    """From short to long: in a batch all are of more than half the length of the longest, and none is wider."""
+    task = make("reverse", length=6, lengths="even", train_problems=500)
+    generator, most = torch.Generator().manual_seed(0), []
+    for _ in range(300):
+        batch = task.batch(32, generator)
+        sizes = (batch.inputs >= 2).sum(1) // 2  # question, equals sign, answer
+        assert sizes.max() <= 2 * sizes.min()
+        assert batch.inputs.shape[1] == int((batch.inputs != 0).sum(1).max())
+        assert int((batch.targets != -100).sum()) == int(sizes.sum()) + 32
+        most.append(int(sizes.max()))
+    counts = np.bincount(most, minlength=7)[1:]
+    assert counts.min() > 15
+    assert counts[0] > counts[5]
+
+
+def test_right_of_the_problems_that_picked_no_weights(monkeypatch):
+    """The first test problems pick the weights that are kept; what is right of the others is said by itself."""
+    task = make("addition", digits=1, padded=False, reversed=False)
+    model = Knowing(task)
+    assert task.evaluate(model)["held_out"] is None
+    monkeypatch.setattr("handmade.tasks.arithmetic.task.SCORED_WHILE_TRAINING", 30)
+    broken = task.asked(task.split.test[[3, 35]])
+    model.lines = [line for line in model.lines if not line.startswith(tuple(broken))]
+    scores = task.evaluate(model)
+    assert scores["exact_match"] == 38 / 40
+    assert scores["held_out"] == {"problems": 10, "exact_match": 0.9}
+    assert ("", "90.00 % of the 10 that were not looked at in training") in task.tell(
+        {**scores, "precision": "float32"}
+    )
 
 
 @pytest.mark.parametrize("prompt", ["31415=", "7="])

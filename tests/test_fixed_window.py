@@ -18,7 +18,7 @@ from handmade.errors import ConfigError
 from handmade.generation import SamplingConfig, generate, greedy
 from handmade.models import FixedWindow, FixedWindowConfig, parameter_count
 from handmade.tasks.arithmetic import Addition
-from handmade.tasks.arithmetic.numbers import AdditionConfig
+from handmade.tasks.arithmetic.operations import AdditionConfig
 
 BODIES = ("transformer", "dense")
 

@@ -205,7 +205,7 @@ def test_64_pairs_are_learnt_by_heart_and_decoded_to_bleu_100(learnt: tuple[Tran
 def test_what_is_shown_while_it_learns_is_what_the_model_says(learnt: tuple[TranslationTask, Trainer]) -> None:
     task, trainer = learnt
     task.score(trainer.model, torch.device("cpu"))
-    shown = "\n".join(task.shown)
+    shown = "\n".join(task.watch())
     for source, target in task.watched:
         assert source in shown
         assert shown.count(target) >= 2  # the reference, and the translation, which is right

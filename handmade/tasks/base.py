@@ -160,6 +160,10 @@ class RunTask(Task, Protocol):
     def headline(self, scores: Mapping[str, float]) -> str:
         """What of `score` a person sees at an evaluation, beside the loss; it may be empty."""
 
+    def watch(self) -> Sequence[str]:
+        """What the model made of a few examples at the last evaluation, as lines for a person to see it learn."""
+        return ()
+
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
         """All figures on the validation part, for `handmade eval`. JSON can hold them. The model is in evaluation
         mode, and no gradients are kept."""

@@ -1,7 +1,7 @@
 """Tasks with problems that have one right answer: numbers, expressions, sequences."""
 
 from handmade.tasks.arithmetic.expressions import Expression
-from handmade.tasks.arithmetic.numbers import Addition, Modular, Multiplication, Subtraction
+from handmade.tasks.arithmetic.operations import Addition, Modular, Multiplication, Subtraction
 from handmade.tasks.arithmetic.sequences import Copy, Parity, Reverse, Sort
 from handmade.tasks.arithmetic.task import ArithmeticTask
 from handmade.tasks.base import GeneratedTask

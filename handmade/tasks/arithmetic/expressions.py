@@ -105,6 +105,9 @@ class Expression(ArithmeticTask):
         between = [(column, 10 if column % 2 else len(OPERATORS)) for column in range(1, 2 * operands)]
         return [(0, len(self.layouts(operands))), *between]
 
+    def sizes_of(self, problems: np.ndarray) -> np.ndarray:
+        return (problems[:, 1::2] != NONE).sum(1)
+
     def draw(self, count: int, random: np.random.Generator) -> np.ndarray:
         lengths = np.array(self.lengths())
         likely = np.ones(len(lengths))
@@ -136,7 +139,7 @@ class Expression(ArithmeticTask):
                 parts.append(constant(self.token(item), rows))
             else:
                 width = len(str(int(item.max(initial=0))))
-                parts.append(digit_columns(item.astype(np.int64), width, self.token("0"), padded=False))
+                parts.append(digit_columns(item.astype(np.int64), width, self.token("0"), least=1))
         return joined(parts)
 
     def by_form(self, problems: np.ndarray) -> Iterator[tuple[np.ndarray, Items]]:
@@ -206,7 +209,7 @@ class Expression(ArithmeticTask):
         return written.rpartition("=")[2]
 
     def groups(self, problems: np.ndarray) -> dict[str, tuple[np.ndarray, list[str]]]:
-        operands = (problems[:, 1::2] != NONE).sum(1)
+        operands = self.sizes_of(problems)
         names = [plural(count, "operand") for count in range(2, int(operands.max(initial=2)) + 1)]
         times = (problems[:, 2::2] == OPERATORS.index("*")).sum(1)
         return {

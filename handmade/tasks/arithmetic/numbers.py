@@ -1,10 +1,10 @@
-"""Addition, subtraction, multiplication and modular addition of whole numbers, digit by digit.
+"""Problems of a few whole numbers with an operator between them, written digit by digit; `operations` has the four.
 
     12+34=46        the answer forwards: its first digit hangs on carries that come from its last
     12+34=64        reversed: each digit needs its own column and one carry, so a step at a time is enough
     12+34=640       and padded: every answer has the same length, so where a digit stands says what it is worth
     1234640         digits only: what stands where is known, so signs say nothing
-    c1b2+c3b4=b6c4  with hints: a letter says what a digit is worth, wherever it stands
+    b2c1+b4c3=b6c4  with hints: a letter says what a digit is worth, wherever it stands
 
 What a person types and reads is always the first: `12+34=` and `46`.
 """
@@ -22,11 +22,12 @@ from handmade.errors import ConfigError
 from handmade.tasks.arithmetic.problems import ProblemConfig, keys
 from handmade.tasks.arithmetic.strings import DIGITS, HOLE, constant, digit_columns, digit_count, joined
 from handmade.tasks.arithmetic.task import ArithmeticTask
+from handmade.tasks.base import Tables
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJ"  # hints: for twice the digits, as many as an answer may have
 SHARED = "+*=()" + DIGITS
 """The tokens of all tasks of plain arithmetic, expressions too: with padding and end 17."""
-LONGER_PROBLEMS = 200  # of each length that was not trained on
+LONGER_PROBLEMS = 1_000  # of each length that was not trained on
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,15 @@ class NumberConfig(ProblemConfig):
 
     digits: int = 2
     """Of the largest operand; a smaller number has fewer."""
-    lengths: Literal["natural", "even"] = "natural"
+    lengths: Literal["natural", "even"] | None = None
     """"natural": every number is as likely, so nearly all have as many digits as they may. "even": every number of
-    digits is as likely."""
+    digits is as likely. None: "even" with hints, which are there for numbers of all lengths, else "natural"."""
     reversed: bool = True
-    """Write the answer from its last digit to its first, in the order in which it is worked out by hand."""
+    """Write the answer from its last digit to its first, in the order in which it is worked out by hand. With hints all
+    numbers: the letter that an answer begins with is then the first of its row."""
     padded: bool = True
-    """Write zeros before a number, so that all operands have one length, and all answers."""
+    """Write zeros before a number, so that all operands have one length, and all answers. With hints: those of one
+    problem."""
     operators: bool = True
     """Write the operator and the equals sign; without them the digits alone, which have to be padded."""
     tokens: Literal["own", "shared"] = "own"
@@ -61,6 +64,15 @@ class NumberConfig(ProblemConfig):
         self.require("digits", 1 <= self.digits <= most, f"from 1 to {most}: an answer has to fit 64 bits")
         if not self.operators:
             self.require("padded", self.padded, "true without operators: nothing else tells two numbers apart")
+
+
+HINTED_PROBLEMS = 50_000  # to train on
+# What learns sums with hints, and those longer than any trained on; docs/log.md has what was tried.
+HINTED: Tables = {
+    # No positions: what stands where is in the letters. A pair is a letter with its digit.
+    "model": {"positions": "none", "pair_embedding": True, "heads": 2},
+    "train": {"batch": 64, "compile": "no"},  # batches differ in width
+}
 
 
 class NumberTask(ArithmeticTask):
@@ -94,6 +106,10 @@ class NumberTask(ArithmeticTask):
     # ----------------------------------------------------------------------------------------------------------
     # Problems
 
+    @property
+    def even(self) -> bool:
+        return (self.config.lengths or ("even" if self.config.hints else "natural")) == "even"
+
     def vocabulary(self) -> str:
         c = self.config
         letters = LETTERS[: 2 * c.digits + self.answer_width - c.digits] if c.hints else ""
@@ -109,11 +125,17 @@ class NumberTask(ArithmeticTask):
         return np.stack([every // self.below**place % self.below for place in reversed(range(self.operands))], axis=1)
 
     def draw(self, count: int, random: np.random.Generator) -> np.ndarray:
-        if self.config.lengths == "natural":
+        if not self.even:
             return random.integers(0, self.below, (count, self.operands))
         # One number of digits for the whole problem: that of its longest operand.
         digits = random.integers(1, self.config.digits + 1, count)
-        return self.of_length(digits, random)
+        problems = self.of_length(digits, random)
+        # Half of them with shorter ones beside it, by chance: where one number has ended, the other is copied, and
+        # with that a model learns to find the digit that belongs there. Of two digits that are added modulo ten, one
+        # alone says nothing, and a long sum teaches nothing to a model that finds neither.
+        shorter = 10 ** random.integers(1, digits[:, None] + 1, problems.shape)
+        some = (random.random(count) < 0.5)[:, None] & (problems < problems.max(1, keepdims=True))
+        return np.where(some, problems % shorter, problems)
 
     def of_length(self, digits: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Problems whose longest operand has so many digits. Shapes: (N,) -> (N, operands)."""
@@ -122,6 +144,23 @@ class NumberTask(ArithmeticTask):
         lowest = np.where(digits == 1, 0, 10 ** (digits - 1))
         problems[np.arange(len(digits)), one] = random.integers(lowest, 10**digits)
         return np.minimum(problems, self.below - 1) if self.below < 10**self.config.digits else problems
+
+    @classmethod
+    def recipe(cls, config: NumberConfig) -> Tables:
+        return HINTED if config.hints else {}
+
+    def most(self) -> int:
+        return HINTED_PROBLEMS if self.config.hints else self.most_train
+
+    @property
+    def room(self) -> int:
+        """With hints, of the longest problems that `longer` has."""
+        if not self.config.hints:
+            return self.context
+        return max([self.context, *(task.rows(some).inputs.shape[1] for _, task, some in self.longer())])
+
+    def sizes_of(self, problems: np.ndarray) -> np.ndarray:
+        return digit_count(problems.max(1, initial=0))
 
     def kin(self, problems: np.ndarray) -> np.ndarray | None:
         """With twins together, the operands in order: a + b and b + a are kin."""
@@ -135,36 +174,42 @@ class NumberTask(ArithmeticTask):
     # ----------------------------------------------------------------------------------------------------------
     # Rows
 
-    def width(self, problems: np.ndarray) -> int:
-        """Digits of an operand as it is written."""
-        return max(self.config.digits, int(digit_count(problems.max(initial=0, keepdims=True).reshape(1))[0]))
+    def widths(self, problems: np.ndarray) -> np.ndarray:
+        """Digits of a padded operand: those of the largest of all, and with hints of the largest in its problem.
+        Shapes: (N, k) -> (N,)."""
+        own = digit_count(problems.max(1, initial=0))
+        if self.config.hints:
+            return own
+        return np.full(len(problems), max(self.config.digits, int(own.max(initial=0))))
 
     def token(self, character: str) -> int:
         return int(self.tokenizer.encode(character)[0])
 
     def questions(self, problems: np.ndarray) -> np.ndarray:
         c, rows = self.config, len(problems)
-        width, first = self.width(problems), self.first_letters(problems)
+        widths, first = self.widths(problems), self.first_letters(problems)
         parts: list[np.ndarray] = []
         for place in range(problems.shape[1]):
             if place and c.operators:
                 parts.append(constant(self.token(self.sign), rows))
-            parts.append(self.number(problems[:, place], width, first))
+            parts.append(self.number(problems[:, place], widths, first, c.hints and c.reversed))
         if c.operators:
             parts.append(constant(self.token("="), rows))
         return joined(parts)
 
     def solutions(self, problems: np.ndarray) -> np.ndarray:
-        width, first = self.solution_width(problems), self.first_letters(problems)
-        return self.number(abs(self.result(problems)), width, first, self.config.reversed)
+        widths, first = self.solution_widths(self.widths(problems)), self.first_letters(problems)
+        return self.number(abs(self.result(problems)), widths, first, self.config.reversed)
 
-    def number(self, values: np.ndarray, width: int, first: np.ndarray, backwards: bool = False) -> np.ndarray:
-        """Numbers as they are written, `first` (N,) the letters of their ones. Shapes: (N,) -> (N, width or twice)."""
-        digits = digit_columns(values, width, self.token("0"), self.config.padded)
+    def number(self, values: np.ndarray, widths: np.ndarray, first: np.ndarray, backwards: bool = False) -> np.ndarray:
+        """Numbers as they are written: `widths` (N,) the digits that they are padded to, `first` (N,) the letters of
+        their ones. Shapes: (N,) -> (N, L)."""
+        width = int(widths.max(initial=1))
+        digits = digit_columns(values, width, self.token("0"), widths if self.config.padded else 1)
         letters = np.where(digits == HOLE, HOLE, first[:, None] + np.arange(width - 1, -1, -1)).astype(np.uint8)
         if backwards:
             digits, letters = digits[:, ::-1], letters[:, ::-1]
-        return np.stack([letters, digits], axis=2).reshape(len(values), -1) if self.config.hints else digits
+        return np.stack([letters, digits], axis=2).reshape(len(values), 2 * width) if self.config.hints else digits
 
     def first_letters(self, problems: np.ndarray) -> np.ndarray:
         """The token of the letter of the ones, for each problem its own, always the same. Shapes: (N, k) -> (N,).
@@ -172,14 +217,15 @@ class NumberTask(ArithmeticTask):
         if not self.config.hints:
             return np.zeros(len(problems), dtype=np.int64)
         letters = sum(character.isalpha() for character in self.tokenizer.characters)
-        spare = letters - self.solution_width(problems)
-        if spare < 0:
+        spare = letters - self.solution_widths(self.widths(problems))
+        if spare.min(initial=0) < 0:
             raise ConfigError(f"{self.name}: the {letters} letters of its hints are too few for so long numbers.")
-        return self.token(LETTERS[0]) + (keys(problems) % np.uint64(spare + 1)).astype(np.int64)
+        return self.token(LETTERS[0]) + (keys(problems) % (spare + 1).astype(np.uint64)).astype(np.int64)
 
-    def solution_width(self, problems: np.ndarray) -> int:
-        """Digits of an answer as it is written: those of the largest, also of problems longer than the task's."""
-        return self.answer_width + (self.width(problems) - self.config.digits)
+    def solution_widths(self, widths: np.ndarray) -> np.ndarray:
+        """Digits of padded answers to problems with operands of so many, also of more than the task's.
+        Shapes: (N,) -> (N,)."""
+        return widths + (self.answer_width - self.config.digits)
 
     # ----------------------------------------------------------------------------------------------------------
     # For a person
@@ -230,221 +276,3 @@ def plural(count: int, word: str) -> str:
     ('1 digit', '2 digits')
     """
     return f"{count} {word}{'' if count == 1 else 's'}"
-
-
-# --------------------------------------------------------------------------------------------------------------
-# The four
-
-
-@dataclass(frozen=True)
-class AdditionConfig(NumberConfig):
-    """Which sums there are, and how they are written."""
-
-    operands: int = 2
-    """Numbers that are added."""
-    twins: Literal["apart", "together"] = "apart"
-    """Sums of the same numbers in another order. "apart": each for itself, as published, so that one may be trained on
-    and the other tested. "together": all on one side."""
-
-    def check(self) -> None:
-        super().check()
-        self.require("operands", 2 <= self.operands <= 9, "from 2 to 9")
-
-
-class Addition(NumberTask):
-    """Sums of `operands` numbers of up to `digits` digits.
-
-        12+34=640     as it is set out at first: padded, the answer reversed
-        12+34=046     reversed=false
-        12+34=64      padded=false
-        1234640       operators=false
-        c1b2+c3b4=b6c4  hints=true, padded=false: b are the ones here, c the tens
-        5+12+7=42     operands=3, padded=false: 24 reversed
-
-    Reversed, because a carry goes from the last digit to the first: written forwards, the first digit of 99+1=100 can
-    only be known when the whole sum is. Padded, because then the k-th token of the answer is always worth the same.
-    Two digits make 10,000 problems, of which 2,500 are trained on and 7,500 tested: a model that learns them by heart
-    gets the 7,500 wrong.
-    Source: minGPT's adder has the same trick of the reversed answer; Lee et al. 2023, section 4 (arXiv:2307.03381),
-    compares the formats; Zhou et al. 2023 (arXiv:2310.16028) write index hints, for numbers longer than any trained on.
-    """
-
-    name = "addition"
-    settings: ClassVar[type[ProblemConfig]] = AdditionConfig
-    sign = "+"
-
-    @property
-    def operands(self) -> int:
-        return self.config.operands
-
-    def result(self, problems: np.ndarray) -> np.ndarray:
-        return problems.sum(1)
-
-    @property
-    def answer_width(self) -> int:
-        return len(str(self.operands * (self.below - 1)))
-
-    def groups(self, problems: np.ndarray) -> dict[str, tuple[np.ndarray, list[str]]]:
-        carried = carries(problems)
-        names = [
-            plural(count, "carry").replace("carrys", "carries") for count in range(int(carried.max(initial=0)) + 1)
-        ]
-        return {"carries": (carried, names), **super().groups(problems)}
-
-
-def carries(problems: np.ndarray) -> np.ndarray:
-    """In how many columns something is carried when the numbers are added by hand. Shapes: (N, operands) -> (N,)."""
-    carry = count = np.zeros(len(problems), dtype=np.int64)
-    for place in range(18):
-        carry = ((problems // 10**place % 10).sum(1) + carry) // 10
-        count = count + (carry > 0)
-    return count
-
-
-@dataclass(frozen=True)
-class SubtractionConfig(NumberConfig):
-    """Which differences there are, and how they are written."""
-
-
-class Subtraction(NumberTask):
-    """Differences of two numbers, negative ones too.
-
-        34-12=22      forwards: reversed=false
-        12-34=-22     the minus sign stands where it is read: before the digits, or reversed behind them (22-)
-
-    The sign is the hardest: it hangs on which number is larger, which the first digits decide. Reversed it comes last,
-    when all borrowing is done.
-    """
-
-    name = "subtraction"
-    settings: ClassVar[type[ProblemConfig]] = SubtractionConfig
-    sign = "-"
-
-    def vocabulary(self) -> str:
-        own = super().vocabulary()
-        return own if "-" in own else "-" + own  # for the sign of an answer
-
-    def result(self, problems: np.ndarray) -> np.ndarray:
-        return problems[:, 0] - problems[:, 1]
-
-    @property
-    def answer_width(self) -> int:
-        return self.config.digits
-
-    def solutions(self, problems: np.ndarray) -> np.ndarray:
-        sign = np.where(self.result(problems) < 0, self.token("-"), HOLE).astype(np.uint8)[:, None]
-        digits = super().solutions(problems)
-        return joined([digits, sign] if self.config.reversed else [sign, digits])
-
-    def groups(self, problems: np.ndarray) -> dict[str, tuple[np.ndarray, list[str]]]:
-        signs = (self.result(problems) < 0).astype(int)
-        return {"sign": (signs, ["0 or more", "negative"]), **super().groups(problems)}
-
-
-@dataclass(frozen=True)
-class MultiplicationConfig(NumberConfig):
-    """Which products there are, and how they are written."""
-
-    twins: Literal["apart", "together"] = "apart"
-    """Products of the same numbers in another order: each for itself, or all on one side."""
-
-    most_digits: ClassVar[int] = 9
-
-
-class Multiplication(NumberTask):
-    """Products of two numbers.
-
-        12*34=408     forwards: reversed=false, padded=false
-        12*34=8040    as it is set out at first: padded to 2 * digits, reversed (0408)
-
-    Much harder than addition: a digit of the answer hangs on many pairs of digits, and a small model has no room to
-    write down what is in between. Three quarters are trained on.
-    """
-
-    name = "multiplication"
-    settings: ClassVar[type[ProblemConfig]] = MultiplicationConfig
-    sign = "*"
-    part = 0.75
-    minutes = 3.0
-
-    def result(self, problems: np.ndarray) -> np.ndarray:
-        return problems.prod(1)
-
-    @property
-    def answer_width(self) -> int:
-        return 2 * self.config.digits
-
-    def solution_width(self, problems: np.ndarray) -> int:
-        return 2 * self.width(problems)
-
-
-@dataclass(frozen=True)
-class ModularConfig(ProblemConfig):
-    """Which sums there are."""
-
-    modulus: int = 97
-    """The sum is what is left when it is divided by this. A prime in the paper."""
-    reversed: bool = False
-    """Write the answer from its last digit to its first."""
-    padded: bool = True
-    """Write zeros before a number, so that all have one length."""
-    twins: Literal["apart", "together"] = "apart"
-    """Sums of the same numbers in another order: each for itself, or all on one side."""
-
-    lengths: ClassVar[str] = "natural"
-    operators: ClassVar[bool] = True
-    hints: ClassVar[bool] = False
-    tokens: ClassVar[str] = "own"
-    most_digits: ClassVar[int] = 9
-
-    def check(self) -> None:
-        super().check()
-        self.require("modulus", 2 <= self.modulus <= 10_000, "from 2 to 10,000")
-
-
-class Modular(NumberTask):
-    """Addition modulo a number, the set-up in which grokking was found.
-
-        50+60=13      modulo 97: 110 - 97
-
-    A model knows the training half by heart long before it has an idea of the other half; with weight decay and
-    patience, all at once it understands: watch `exact_match` rise after `train_exact_match` is at 1. There a number is
-    one token; here it is its digits, and the model has to learn what a number is too.
-    Source: Power et al. 2022, section 3.1 (arXiv:2201.02177).
-    """
-
-    name = "modular"
-    settings: ClassVar[type[ProblemConfig]] = ModularConfig
-    sign = "+"
-    part = 0.5
-    minutes = 3.0
-
-    @property
-    def below(self) -> int:
-        return self.config.modulus
-
-    @property
-    def answer_width(self) -> int:
-        return len(str(self.config.modulus - 1))
-
-    def width(self, problems: np.ndarray) -> int:
-        return self.answer_width
-
-    def solution_width(self, problems: np.ndarray) -> int:
-        return self.answer_width
-
-    def result(self, problems: np.ndarray) -> np.ndarray:
-        return problems.sum(1) % self.config.modulus
-
-    def parse(self, prompt: str) -> list[int]:
-        numbers = super().parse(prompt)
-        if max(numbers) >= self.config.modulus:
-            raise self.not_one(prompt, f" {self.config.modulus}: its numbers are smaller than that")
-        return numbers
-
-    def groups(self, problems: np.ndarray) -> dict[str, tuple[np.ndarray, list[str]]]:
-        over = (problems.sum(1) >= self.config.modulus).astype(int)
-        return {"sum": (over, ["below the modulus", "wrapped round"]), **super().groups(problems)}
-
-    def longer(self) -> Iterator[tuple[str, ArithmeticTask, np.ndarray]]:
-        return iter(())  # there is nothing longer

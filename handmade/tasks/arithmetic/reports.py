@@ -25,9 +25,10 @@ def examined(task: ArithmeticTask, model: nn.Module, most: int | None = None) ->
     """All test problems, or the first `most`, each answered by greedy decoding with the cache.
 
     `val_loss`, `token_accuracy` (of tokens foreseen with the right answer before them), `exact_match` (of whole
-    answers), `train_exact_match` (on training problems, 10,000 at most); `problems`, `errors` (title -> group ->
-    problems and how many are right), `wrong` (question, answer, right answer), `longer` (problems longer than any
-    trained on).
+    answers), `held_out` (the same of the test problems that no evaluation while it trained looked at, and how many
+    those are; None where there are none), `train_exact_match` (on training problems, 10,000 at most); `problems`,
+    `errors` (title -> group -> problems and how many are right), `wrong` (question, answer, right answer), `longer`
+    (problems longer than any trained on).
     """
     device = next((part.device for part in model.parameters()), torch.device("cpu"))
     problems = task.split.test[:most]
@@ -47,6 +48,7 @@ def examined(task: ArithmeticTask, model: nn.Module, most: int | None = None) ->
     return {
         "val_loss": passed["loss"],
         "exact_match": float(right.mean()),
+        "held_out": held_out(right[task.looked_at :]),
         "token_accuracy": passed["tokens"],
         "train_exact_match": seen["exact"],
         "problems": len(problems),
@@ -54,6 +56,12 @@ def examined(task: ArithmeticTask, model: nn.Module, most: int | None = None) ->
         "wrong": wrong,
         "longer": [length_row(model, *one) for one in task.longer()],
     }
+
+
+def held_out(right: np.ndarray) -> dict[str, Any] | None:
+    """Of problems by which no weights were picked. The weights that are kept are those of the evaluation with the
+    lowest loss, on the first test problems: on those they are as good as by chance they can be."""
+    return {"problems": len(right), "exact_match": float(right.mean())} if len(right) else None
 
 
 def by_group(right: np.ndarray, group: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -96,6 +104,7 @@ def told(task: ArithmeticTask, scores: Mapping[str, Any]) -> list[tuple[str, str
     wrong = count - round(scores["exact_match"] * count)
     rows = [
         ("right", f"{share(scores['exact_match'])} of {count:,} problems never seen, whole answers; {wrong:,} wrong"),
+        *held_out_line(scores),
         ("tokens right", f"{share(scores['token_accuracy'])}, each with the right ones before it"),
         ("of the trained", f"{share(scores['train_exact_match'])} right"),
         ("validation", f"{scores['val_loss']:.4f} nats a token, {scores['precision']}"),
@@ -110,6 +119,14 @@ def told(task: ArithmeticTask, scores: Mapping[str, Any]) -> list[tuple[str, str
         more = wrong - len(shown)
         rows.append(("wrong answers", "\n".join(lines + ([f"and {more:,} more"] if more > 0 else []))))
     return rows
+
+
+def held_out_line(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What `held_out` found."""
+    found = scores["held_out"]
+    if found is None:
+        return []
+    return [("", f"{share(found['exact_match'])} of the {found['problems']:,} that were not looked at in training")]
 
 
 def table(groups: Mapping[str, Mapping[str, int]]) -> str:

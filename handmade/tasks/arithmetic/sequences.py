@@ -72,6 +72,9 @@ class SequenceTask(ArithmeticTask):
             parts.append(part)
         return np.concatenate(parts)
 
+    def sizes_of(self, problems: np.ndarray) -> np.ndarray:
+        return (problems != NONE).sum(1)
+
     def draw(self, count: int, random: np.random.Generator) -> np.ndarray:
         lengths = np.arange(self.config.shortest, self.config.length + 1)
         likely = np.ones(len(lengths))
@@ -115,7 +118,7 @@ class SequenceTask(ArithmeticTask):
         return [self.symbols.index(symbol) for symbol in text]
 
     def groups(self, problems: np.ndarray) -> dict[str, tuple[np.ndarray, list[str]]]:
-        lengths = (problems != NONE).sum(1)
+        lengths = self.sizes_of(problems)
         names = [plural(count, "symbol") for count in range(1, int(lengths.max(initial=1)) + 1)]
         return {"length": (lengths - 1, names)}
 

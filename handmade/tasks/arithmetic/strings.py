@@ -22,19 +22,19 @@ DIGITS = "0123456789"
 HOLE = 255  # an empty column
 
 
-def digit_columns(values: np.ndarray, width: int, first_digit: int, padded: bool) -> np.ndarray:
-    """Numbers in decimal, the highest digit first, in `width` columns. Leading zeros are digits where `padded`, else
-    holes; a number always keeps its last digit.
+def digit_columns(values: np.ndarray, width: int, first_digit: int, least: int | np.ndarray) -> np.ndarray:
+    """Numbers in decimal, the highest digit first, in `width` columns. A number of fewer digits than `least` has zeros
+    before it, up to so many; what is left before those are holes. With `least` = 1 a number has no zero that it does
+    not need, and with `width` every number has as many digits.
 
-    Shapes: values (N,) whole numbers from 0 -> (N, width) tokens; `first_digit` is the token of 0.
+    Shapes: values (N,) whole numbers from 0, least a number from 1 or (N,) -> (N, width) tokens; `first_digit` is the
+    token of 0.
     """
     powers = 10 ** np.arange(width - 1, -1, -1, dtype=np.int64)
     digits = values[:, None] // powers % 10
     columns = (digits + first_digit).astype(np.uint8)
-    if not padded:
-        leading = values[:, None] < powers
-        leading[:, -1] = False
-        columns[leading] = HOLE
+    places = np.arange(width, 0, -1)
+    columns[(values[:, None] < powers) & (places > np.asarray(least)[..., None])] = HOLE
     return columns
 
 

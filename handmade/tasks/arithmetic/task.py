@@ -23,19 +23,19 @@ from handmade.layers import cross_entropy
 from handmade.models import ENCODER_DECODERS, FAMILIES
 from handmade.tasks.arithmetic import pictures, reports
 from handmade.tasks.arithmetic.problems import ProblemConfig, Split, distinct, take
-from handmade.tasks.arithmetic.strings import END, END_ID, PAD, constant, joined, packed
+from handmade.tasks.arithmetic.recipes import suggested
+from handmade.tasks.arithmetic.rows import IGNORED, Rows
+from handmade.tasks.arithmetic.strings import END, END_ID, PAD, packed
 from handmade.tasks.base import PAIRS_ONLY, Batch, Choice, GeneratedTask, Say, Tables, in_columns
-from handmade.tasks.sizes import Size, fitting_heads, fitting_parts, usual
 from handmade.tokenizers import CharTokenizer
 
 ENUMERATED = 2_000_000  # problems that are all written down before some are drawn; of more, some are drawn at once
 TEST_AT_MOST = 50_000  # problems, where a person does not say
+TEST_EVEN = 10_000  # the same where problems are drawn by length, and as many as are trained on would be asked
 SCORED_WHILE_TRAINING = 2_000  # test problems; `evaluate` takes all
 CLOSING_PROBLEMS = 10_000  # that are answered when training is over
 TRAIN_SCORED = 1_000  # training problems that are scored too, to tell learning by heart from learning
-SCORED_AT_ONCE = 16_384  # tokens of one evaluation batch
 DECODED_AT_ONCE = 2_048  # rows
-IGNORED = -100
 
 
 class ArithmeticTask(GeneratedTask):
@@ -86,6 +86,11 @@ class ArithmeticTask(GeneratedTask):
         """Problems, with repetition. Shapes: -> (count, columns)."""
         raise NotImplementedError
 
+    @property
+    def even(self) -> bool:
+        """Whether problems are drawn so that every length is as likely."""
+        return getattr(self.config, "lengths", "natural") == "even"
+
     def kin(self, problems: np.ndarray) -> np.ndarray | None:
         """Equal rows for problems that have to be on one side. None: each stands by itself."""
         return None
@@ -110,6 +115,10 @@ class ArithmeticTask(GeneratedTask):
         """Kinds of problems, to see which are hard: title -> (the group of each problem, the groups' names)."""
         raise NotImplementedError
 
+    def sizes_of(self, problems: np.ndarray) -> np.ndarray:
+        """How long each problem is, of which every one is as likely where lengths are even. Shapes: -> (N,)."""
+        raise NotImplementedError
+
     def longer(self) -> Iterator[tuple[str, ArithmeticTask, np.ndarray]]:
         """Problems longer than any that was trained on: name, a task that writes them, the problems."""
         return iter(())
@@ -120,11 +129,12 @@ class ArithmeticTask(GeneratedTask):
     def _split(self) -> Split:
         config: ProblemConfig = self.config
         random, total, spare = np.random.default_rng(config.seed), self.count(), self.kin_spare()
-        even = getattr(config, "lengths", "natural") == "even"
-        train = config.train_problems or max(1, min(self.most_train, int(self.part * total)))
+        train = config.train_problems or max(1, min(self.most(), int(self.part * total)))
         # Drawn by length, as many as are trained on: all that are left would not be even.
-        test = config.test_problems or max(1, min(TEST_AT_MOST, train if even else total - train - spare))
-        if total <= ENUMERATED and not even:
+        test = config.test_problems or max(
+            1, min(TEST_EVEN, train) if self.even else min(TEST_AT_MOST, total - train - spare)
+        )
+        if total <= ENUMERATED and not self.even:
             problems, most = self.enumerate(), f"there are {total:,}"
         else:
             problems = distinct(lambda count: self.draw(count, random), train + test + spare)
@@ -132,6 +142,10 @@ class ArithmeticTask(GeneratedTask):
             if config.test_problems is None:
                 test = max(1, min(test, len(problems) - train - spare))
         return take(problems, self.kin(problems), train, test, random, most)
+
+    def most(self) -> int:
+        """Problems to train on, at most."""
+        return self.most_train
 
     def kin_spare(self) -> int:
         """Problems that may be lost at the border between the sides."""
@@ -146,6 +160,11 @@ class ArithmeticTask(GeneratedTask):
         """Tokens of the longest row, without its last, which is only told."""
         return max(self.train.inputs.shape[1], self.test.inputs.shape[1])
 
+    @property
+    def room(self) -> int:
+        """Tokens that a new model should hold."""
+        return self.context
+
     def fingerprint(self) -> str:
         """sha256 over both sides, as they are written."""
         digest = hashlib.sha256()
@@ -159,8 +178,25 @@ class ArithmeticTask(GeneratedTask):
     # What the trainer asks for
 
     def batch(self, rows: int, generator: torch.Generator) -> Batch:
-        """`rows` training problems, each as likely as any other, with repetition. Shapes: (rows, T) each."""
-        return self.train.batch(torch.randint(len(self.train), (rows,), generator=generator))
+        """`rows` training problems, with repetition. Each is as likely as any other; where lengths are even, the
+        longest of a batch is drawn first, a short one rather than a long one, and the others are of more than half its
+        length: what is short has to be learnt first, and costs less. Shapes: (rows, T) each."""
+        if not self.even:
+            return self.train.batch(torch.randint(len(self.train), (rows,), generator=generator))
+        order, ends = self.by_size
+        most = 1 + int((len(ends) - 1) * float(torch.rand(1, generator=generator, dtype=torch.float64)) ** 1.5)
+        kind = torch.randint(most // 2, most, (rows,), generator=generator)
+        chances = torch.rand(rows, generator=generator, dtype=torch.float64)
+        places = ends[kind] + (chances * (ends[kind + 1] - ends[kind])).long()
+        return self.train.batch(order[places], trim=True)
+
+    @functools.cached_property
+    def by_size(self) -> tuple[Tensor, Tensor]:
+        """The training problems from short to long, and where those of each length end there.
+        Shapes: -> (N,), (lengths + 1,)."""
+        sizes = self.sizes_of(self.split.train)
+        _, counts = np.unique(sizes, return_counts=True)
+        return torch.from_numpy(np.argsort(sizes, kind="stable")), torch.from_numpy(np.cumsum([0, *counts]))
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
         """Shapes: (B, T, V). Of a model that says one token only, each scored token is asked for by the beginning of
@@ -235,36 +271,23 @@ class ArithmeticTask(GeneratedTask):
     @classmethod
     def candidates(cls, config: Any, family: str, asked: Mapping[str, Mapping[str, Any]]) -> list[Tables]:
         """The one that there is."""
-        return [cls.suggested(family, asked)]
+        return [suggested(family, asked, cls.shape, cls.recipe(config))]
 
     @classmethod
-    def suggested(cls, family: str, asked: Mapping[str, Mapping[str, Any]]) -> Tables:
-        """Settings for a model of this family. The shape that is `asked` for stays, and heads and width fit."""
-        if family == "gpt":
-            wanted = asked.get("model", {})
-            size = Size(**cls.shape, context=1, batch=1)
-            fitting = {**fitting_heads(size, wanted), **fitting_parts(wanted)[0]}
-            return {
-                "model": {**MODEL, **cls.shape, **fitting},
-                "train": dict(TRAIN),
-                "optimizer": dict(OPTIMIZER),
-                "schedule": dict(SCHEDULE),
-            }
-        if family == "fixed-window":
-            return {"train": dict(TRAIN), "optimizer": dict(PUBLISHED), "schedule": {"name": "cosine", "warmup": 0.02}}
-        tables = usual(family, asked)
-        tables["train"] = {**tables["train"], "batch": TRAIN["batch"], "precision": TRAIN["precision"]}
-        return tables
+    def recipe(cls, config: Any) -> Tables:
+        """What a GPT is trained with for these options, where that is another than for the rest."""
+        return {}
 
     def choose(
         self, family: str, seconds: float, device: torch.device, asked: Mapping[str, Mapping[str, Any]]
     ) -> Choice:
-        tables = self.suggested(family, asked)
+        tables = suggested(family, asked, self.shape, self.recipe(self.config))
         made: Any = FAMILIES[family][0]
         config: Any = FAMILIES[family][1]
-        # What a model is trained on at once, and how far it looks back: a whole row. A fixed window stays as it is.
+        # What a model is trained on at once, and how far it looks back: a whole row. With hints, of the longest that
+        # it will be asked. A fixed window stays as it is.
         known = config.annotations() if family == "gpt" or made.context is None else ()
-        tables["model"] = {**tables.get("model", {}), **{n: self.context for n in ("context", "window") if n in known}}
+        tables["model"] = {**tables.get("model", {}), **{n: self.room for n in ("context", "window") if n in known}}
         return Choice(tables, [f"what learns {self.name} fastest: docs/log.md has what was tried"])
 
     def fitted(self, context: int | None, say: Say) -> tuple[ArithmeticTask, int]:
@@ -307,6 +330,11 @@ class ArithmeticTask(GeneratedTask):
 
     # ----------------------------------------------------------------------------------------------------------
     # Answers
+
+    @property
+    def looked_at(self) -> int:
+        """The first test problems: those that `score` takes, by which the best weights are picked."""
+        return min(SCORED_WHILE_TRAINING, len(self.test))
 
     def answers(self, model: nn.Module, prompts: Sequence[str]) -> list[str]:
         """The answers to problems as a person types them, decoded together, as a person reads them."""
@@ -391,75 +419,3 @@ class ArithmeticTask(GeneratedTask):
         with torch.inference_mode():
             scores = {**reports.examined(self, model, CLOSING_PROBLEMS), "precision": "float32"}
         yield "\n" + "\n".join(in_columns(self.tell(scores))) + "\n"
-
-
-# --------------------------------------------------------------------------------------------------------------
-# Rows
-
-
-class Rows:
-    """Problems as what goes in and what should come out.
-
-    inputs (N, T) uint8 and targets (N, T) int8, -100 where nothing is scored; lengths (N,), of whole rows.
-    Small types: a batch is made int64 when it is taken.
-    """
-
-    def __init__(self, inputs: Tensor, targets: Tensor, lengths: Tensor) -> None:
-        self.inputs, self.targets, self.lengths = inputs, targets, lengths
-
-    @classmethod
-    def of(cls, questions: np.ndarray, solutions: np.ndarray) -> Rows:
-        """Question, answer, end. Shapes: (N, L1) and (N, L2) tokens, with holes."""
-        asked = (questions != 255).sum(1)
-        whole, lengths = packed(joined([questions, solutions, constant(END_ID, len(questions))]))
-        inputs, targets = whole[:, :-1], whole[:, 1:].astype(np.int8)
-        places = np.arange(inputs.shape[1])
-        scored = (places >= asked[:, None] - 1) & (places < lengths[:, None] - 1)
-        targets[~scored] = IGNORED
-        return cls(torch.from_numpy(inputs.copy()), torch.from_numpy(targets), torch.from_numpy(lengths))
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, some: slice) -> Rows:
-        return Rows(self.inputs[some], self.targets[some], self.lengths[some])
-
-    def batch(self, places: Tensor) -> Batch:
-        """Some rows. Shapes: places (B,) -> (B, T) each, int64."""
-        return Batch(self.inputs[places].long(), self.targets[places].long())
-
-    def walk(self) -> Iterator[Batch]:
-        """All rows, once."""
-        at_once = max(1, SCORED_AT_ONCE // max(1, self.inputs.shape[1]))
-        for start in range(0, len(self), at_once):
-            some = self[start : start + at_once]
-            yield Batch(some.inputs.long(), some.targets.long())
-
-
-# What learns these tasks fastest on two cores; docs/log.md has what was tried.
-MODEL: dict[str, Any] = {
-    "positions": "learned",
-    "norm": "rms-plain",
-    "query_key_norm": True,
-    "activation": "relu-squared",
-    "bias": False,
-    "tied_head": False,
-    "initialization": "fan-in",
-}
-TRAIN: dict[str, Any] = {"batch": 128, "clip": None, "precision": "float32"}
-OPTIMIZER: dict[str, Any] = {
-    "name": "muon",
-    "learning_rate": 0.06,
-    "embedding_learning_rate": 0.015,
-    "head_learning_rate": 0.008,
-    "weight_decay": 0.1,
-}
-SCHEDULE: dict[str, Any] = {"name": "stable-then-decay", "warmup": 0.02, "decay": 0.6, "final": 0.0}
-# Of the experiment with the fixed window; decay on all but biases and scales.
-PUBLISHED: dict[str, Any] = {
-    "name": "adamw",
-    "learning_rate": 6e-4,
-    "betas": (0.9, 0.95),
-    "weight_decay": 0.1,
-    "decay_embeddings": True,
-}

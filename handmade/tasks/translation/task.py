@@ -127,8 +127,8 @@ class TranslationTask(RunTask):
         self.config: TranslationConfig = config
         self.tokenizer: PairTokenizer = tokenizer
         self.given = split
-        self.shown: list[str] = []
-        """What the model made of a few held-out sentences at the last evaluation, for a person to see."""
+        self.seen: list[str] = []
+        """Lines of `watch`."""
         self.examined: dict[str, Any] = {}
         """What `evaluate` last found on the test part."""
 
@@ -189,8 +189,8 @@ class TranslationTask(RunTask):
 
     def score(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """On the validation part: `val_loss` in nats a token, `token_accuracy`, the part of tokens that are foreseen
-        with the right ones before them. Over real tokens only. A few of its sentences are translated too, into
-        `shown`."""
+        with the right ones before them. Over real tokens only. A few of its sentences are translated too, for
+        `watch`."""
         loss, right, scored = 0.0, 0, 0
         for batch in self.walk():
             batch = batch.to(device)
@@ -200,8 +200,11 @@ class TranslationTask(RunTask):
             scored += batch.scored
         some = self.watched
         found = self.translate(model, some.sources, BeamConfig())
-        self.shown = reports.watch(some.sources, some.targets, [best[0].text for best in found])
+        self.seen = reports.watch(some.sources, some.targets, [best[0].text for best in found])
         return {"val_loss": loss / max(1, scored), "token_accuracy": right / max(1, scored)}
+
+    def watch(self) -> list[str]:
+        return self.seen
 
     @functools.cached_property
     def watched(self) -> Pairs:
