@@ -84,6 +84,7 @@ def pairs_again(
     tokenizer: Tokenizer,
     sources: Sequence[str | os.PathLike[str]] = (),
     other: bool = False,
+    advice: str = "Name others with --data.",
 ) -> TranslationTask:
     """The task of a run of translation, with its pairs: from where they were, or from where they are now (`sources`).
     With `other`, the pairs of `sources` are others, and all of them are to be scored.
@@ -91,13 +92,15 @@ def pairs_again(
     Raises DataError when they are gone or have changed, ConfigError for those of other languages.
     """
     task, record = translator(config, tokenizer), config["data"]
+    if other:  # their columns and their encoding are their own
+        options = task.config.replace(columns=None)
+        found = pair_data.find(sources, options)
+        return TranslationTask(task.config, task.tokenizer, PairSplit(found, found, found), held_out=False)
     names = list(sources) or ([record["corpus"]] if record["corpus"] else record["files"])
-    gone = [name for name in names if not pair_data.is_corpus(os.fspath(name)) and not Path(name).exists()]
+    gone = [name for name in record["files"] if not sources and not Path(name).exists()]
     if gone:
-        raise DataError(f"{gone[0]}: the pairs of this run are not there any more. Name others with --data.")
+        raise DataError(f"{gone[0]}: the pairs of this run are not there any more. {advice}")
     found = pair_data.find(names, task.config, encoding=record["encoding"])
-    if other:
-        return TranslationTask(task.config, task.tokenizer, PairSplit(found, found, found))
     split = pair_data.prepare(found, task.config)
     if split.fingerprint() != record["fingerprint"]:
         raise DataError(

@@ -107,11 +107,14 @@ class PairTokenizer(Tokenizer):
         return _encoded(self.target, texts, "target", strict)
 
     def familiar(self, text: str) -> bool:
-        """Whether anything in a source was seen in training: a character that is known, or, of subwords, one that is
-        more than single bytes, which spell anything. A script that never came is not."""
+        """Whether any letter or number of a source was seen in training: one that is known, or, of subwords, one that
+        is more than single bytes, which spell anything. A script that never came is not familiar, whatever its
+        punctuation."""
+        words = "".join(character for character in text if character.isalnum())
+        if not words:
+            return True
         if not isinstance(self.source, SubwordTokenizer):
-            return any(self.source.knows(character) for character in text if not character.isspace())
-        words = "".join(text.split())
+            return any(self.source.knows(character) for character in words)
         return any(id >= 256 or id < 128 for id in self.source.encode(words).tolist())
 
     def encode(self, text: str) -> np.ndarray:

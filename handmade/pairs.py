@@ -125,7 +125,7 @@ def read_parallel(
     return _made(pairs, paths[0], languages)
 
 
-_CHOOSE = "Say which two columns hold the sentences (2,3, say)."
+_CHOOSE = "Say which two columns hold the sentences: --set task.columns=2,3."
 
 
 def _columns(path: Path, row: list[str]) -> tuple[int, int]:

@@ -62,6 +62,8 @@ class Run:
         One text for one prompt; a list for a list of prompts (decoded together) or for a number of `samples`.
         Raises TokenizerError for a character that the model never saw, ConfigError for an option out of range.
         """
+        if self.translates:
+            raise ConfigError(f"{self.folder}: translates, and goes on with no text. Use translate([...]).")
         sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if samples is not None and (samples < 1 or not isinstance(prompt, str)):
@@ -146,11 +148,12 @@ class Run:
         )
         return self.translator.translate(self.model, list(sentences), search, sampling, seed, split)
 
-    def draw_attention(self, sentences: Sequence[str]) -> Any:
+    def draw_attention(self, sentences: Sequence[str], translations: Sequence[Translation] | None = None) -> Any:
         """Where the model of a translation looked at each token that it wrote: a matplotlib Figure, a panel for each
-        sentence. Raises ConfigError for a model without attention."""
+        sentence. Of these `translations`, or of the best that are found. Raises ConfigError for a model without
+        attention."""
         with torch.inference_mode():
-            return self.translator.picture(self.model, list(sentences))
+            return self.translator.picture(self.model, list(sentences), translations)
 
     def answers(self, prompts: Sequence[str]) -> list[str]:
         """What the model answers to each prompt, decoded together: `["46", "100"]` to `["12+34=", "99+1="]`.
@@ -181,8 +184,9 @@ class Run:
         """
         if problems is not None:
             return self._mark(list(problems))
-        task = self.task
-        if data is not None:
+        if data is None:
+            task = self.task
+        else:
             task = evaluation.task_again(self.config, self.tokenizer, self.context, data, self.folder)
         scores = evaluation.evaluate(self.model, task, precision)
         # A model that counted the run's text says nothing of another one.
@@ -214,6 +218,9 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Run:
             f"{folder / checkpoint.TOKENIZER}: knows {tokenizer.vocab_size} tokens, the model"
             f" {config['model']['vocab_size']}: not the tokenizer of this run."
         )
+    source_size = getattr(tokenizer, "source_size", None)
+    if source_size != config["model"].get("source_vocab_size"):
+        raise RunError(f"{folder / checkpoint.TOKENIZER}: not the tokenizer of this run: its source has other tokens.")
     if not (folder / checkpoint.WEIGHTS).exists():
         raise RunError(
             f"{folder}: has no weights yet: they come with the first evaluation.\n"
@@ -243,7 +250,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config.get("task"), dict):
         config["task"] = {"name": config.get("task", "language")}  # as it was written before there were others
     text = config["task"].get("name") == LanguageTask.name
-    for key in ("files", "validation", "encoding", "fraction", "fingerprint") if text else ("fingerprint",):
+    keys: tuple[str, ...] = ("fingerprint",)
+    if text:
+        keys = ("files", "validation", "encoding", "fraction", "fingerprint")
+    elif config["task"].get("name") == TranslationTask.name:
+        keys = ("files", "corpus", "encoding", "fingerprint")
+    for key in keys:
         if key not in config["data"]:
             raise RunError(f"{path}: damaged, its 'data' has no {key!r}.")
     return config

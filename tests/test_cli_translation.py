@@ -164,7 +164,9 @@ def test_eval_scores_the_test_part_and_other_pairs(here: Path, tmp_path: Path, c
     other.write_text("猫\tcats\n犬\tdogs\n", encoding="utf-8")
     cli.main(["eval", "runs/pairs", "--data", str(other)])
     assert "other.tsv" in (told := capsys.readouterr().out)
-    assert "2, never seen" in told
+    assert "2, translated without help" in told  # whether they were ever seen is not known
+    cli.main(["eval", "runs/pairs"])
+    assert "6, never seen" in capsys.readouterr().out
 
 
 def test_a_moved_file_is_no_hindrance_to_translating(here: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def evaluate(
     else:
         line = None if found.config["family"] == "counting" else scores["counting_line"]
         print(describe(f"{run} on {', '.join(data or named(found.config))}", found.task.tell(scores), scores, line))
-    if asked is None:
+    if asked is None and not data:
         drawn = draw(found, beside)
         if drawn and not json:
             print(f"\nPictures: {', '.join(map(str, drawn))}")

@@ -256,6 +256,12 @@ class Translator(Writer):
         for name, asked in (("--beams", how.beams not in (None, 1)), ("--n-best", how.n_best > 1)):
             if draws and asked:
                 raise ConfigError(f"{name}: searches, and {', '.join(draws)} draws. Leave one of them out.")
+        if how.attention is not None and how.split:
+            raise ConfigError("--attention draws one sentence, and --split makes several. Leave one of them out.")
+        if how.attention is not None and getattr(run.model.config, "attention", "") == "none":
+            raise ConfigError(f"--attention: the model of {run.folder} has no attention to draw.")
+        if options.tokens < 1:
+            raise ConfigError("--tokens 0: must be at least 1.")
         self.run, self.options, self.how = run, options, how
         try:
             self.drawing = options.sampling() if draws else None
@@ -290,7 +296,7 @@ class Translator(Writer):
         if self.how.attention is not None:
             from handmade.files import whole
 
-            figure = self.run.draw_attention(prompts)
+            figure = self.run.draw_attention(prompts, [best[0] for best in found[:: options.samples]])
             with whole(Path(self.how.attention), "a picture") as file:
                 figure.savefig(file, format="png")
 

@@ -265,7 +265,7 @@ def show_sample(job: Job) -> None:
     seconds = max(SAMPLE_SECONDS, job.task.closing_share * trained)
     for piece in job.task.closing(writer.run.model, seconds):
         last = writer.put(piece if last else piece.lstrip("\n")) or last
-        if time.perf_counter() - began > seconds:
+        if job.task.continues and time.perf_counter() - began > seconds:
             break
     writer.end(last)
 

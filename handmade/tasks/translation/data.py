@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from handmade.errors import ConfigError, DataError
 from handmade.pair_corpora import PAIR_CORPORA, Say, find_pairs
 from handmade.pair_tokenizer import PairTokenizer
-from handmade.pairs import Pairs, PairSplit, read_parallel, read_table, split
+from handmade.pairs import LANGUAGES, Pairs, PairSplit, read_parallel, read_table, split
 from handmade.tasks.translation.task import TranslationConfig
 
 
@@ -31,8 +31,12 @@ def find(
     if is_corpus(words[0]):
         if config.columns is not None:
             raise ConfigError(f"task.columns: {words[0]} has languages, not columns. Say task.source and task.target.")
-        languages = {name: value for name in ("source", "target") if (value := getattr(config, name)) is not None}
-        return find_pairs(words[0], **languages, say=say)
+        # Pairs of a file have no languages, only sides.
+        source, target = (
+            usual if said is None or said in LANGUAGES else said
+            for said, usual in ((config.source, "ja"), (config.target, "en"))
+        )
+        return find_pairs(words[0], source, target, say=say)
     languages_said = (config.source or "source", config.target or "target")
     if len(words) == 2:
         if config.columns is not None:

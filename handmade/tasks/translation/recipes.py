@@ -9,6 +9,7 @@ import torch
 
 from handmade import machine
 from handmade.tasks.base import Choice, Tables
+from handmade.tasks.sizes import Size, fitting_heads
 
 FAMILIES = ("seq2seq", "seq2seq-lstm")
 
@@ -49,8 +50,10 @@ def candidates(family: str, asked: Mapping[str, Mapping[str, Any]]) -> list[Tabl
 
 def transformer(shape: Mapping[str, Any], asked: Mapping[str, Mapping[str, Any]]) -> Tables:
     """A transformer of today. What is `asked` for stays; heads and width fit it."""
+    size = Size(shape["encoder_layers"], shape["heads"], shape["width"], shape["context"], TRAIN["batch"])
+    fitting = {name: value for name, value in fitting_heads(size, asked.get("model", {})).items() if name in shape}
     return {
-        "model": {**MODEL, **shape, "dropout": 0.2},
+        "model": {**MODEL, **shape, "dropout": 0.2, **fitting},
         "train": dict(TRAIN),
         "optimizer": dict(OPTIMIZER),
         "schedule": dict(SCHEDULE),
@@ -68,13 +71,16 @@ def recurrent() -> Tables:
 
 
 def choose(
-    family: str, pairs: int, seconds: float, device: torch.device, asked: Mapping[str, Mapping[str, Any]]
+    family: str, pairs: int, longest: int, device: torch.device, asked: Mapping[str, Mapping[str, Any]]
 ) -> Choice:
-    """Settings for so many training pairs and so many seconds."""
+    """Settings for so many training pairs, and sentences of at most so many tokens."""
     if family != "seq2seq":
-        return Choice(recurrent(), ["what was best for LSTMs: docs/log.md"])
+        tables = recurrent()
+        tables["model"]["context"] = max(SHAPE["context"], longest)
+        return Choice(tables, ["rates and sizes that are usual for LSTMs"])
     small = pairs < FEW_PAIRS
     tables = transformer(SMALL_SHAPE if small else SHAPE, asked)
+    tables["model"]["context"] = max(SHAPE["context"], longest)
     half = machine.find_precision("auto", device) == "bfloat16"
     tables["optimizer"]["muon_precision"] = "bfloat16" if half else "float32"
     why = (

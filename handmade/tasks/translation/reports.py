@@ -213,7 +213,12 @@ def told(figures: Mapping[str, Any], width: int = TEXT) -> list[tuple[str, str]]
     for name, scores in figures["decodings"].items():
         ratio = f"{scores['length_ratio']:.2f} of the references' length"
         rows.append((name, f"BLEU {scores['bleu']:5.2f}   chrF {scores['chrf']:5.2f}   {ratio}"))
-    rows.append(("sentences", f"{figures['sentences']:,}, never seen, translated without help"))
+    rows.append(
+        (
+            "sentences",
+            f"{figures['sentences']:,}{', never seen' if figures.get('held_out', True) else ''}, translated without help",
+        )
+    )
     if "token_accuracy" in figures:
         rows.append(("tokens right", f"{percent(figures['token_accuracy'])}, each with the right ones before it"))
     if "val_loss" in figures:

@@ -24,10 +24,11 @@ from handmade.errors import ConfigError, DataError, TokenizerError
 from handmade.generation import SamplingConfig
 from handmade.layers import cross_entropy
 from handmade.pair_tokenizer import END, FIRST, PairTokenizer, Side
-from handmade.pairs import Pairs, PairSplit
+from handmade.pairs import LANGUAGES, Pairs, PairSplit
 from handmade.tasks.base import Choice, RunTask, Say, Tables, in_columns
 from handmade.tasks.translation import recipes, reports
 from handmade.tasks.translation.batches import PairBatch, PairRows
+from handmade.tasks.translation.scores import without_spaces
 from handmade.translating import BeamConfig, Hypothesis, align, decode
 
 SCORED_AT_ONCE = 256  # pairs of an evaluation batch
@@ -82,8 +83,8 @@ class TranslationConfig(Config):
 
 @dataclass(frozen=True)
 class Translation:
-    """A sentence that a model wrote, its score (the mean log probability of its tokens, about; 0 is certain), and its
-    tokens."""
+    """A sentence that a model wrote, its score (the sum of its tokens' log probabilities, divided by the penalty for its
+    length; 0 is certain), and its tokens."""
 
     text: str
     score: float
@@ -100,19 +101,19 @@ def pieces(text: str) -> list[str]:
     return [piece.strip() for piece in found if piece.strip()] or [text]
 
 
-def joined(parts: Sequence[Translation]) -> Translation:
+def joined(parts: Sequence[Translation], between: str = " ") -> Translation:
     """The translations of a text's sentences as one; its score is their mean."""
     tokens = [token for part in parts for token in part.hypothesis.tokens]
     score = sum(part.score for part in parts) / len(parts)
     whole = Hypothesis(tokens, score, all(part.hypothesis.finished for part in parts))
-    return Translation(" ".join(part.text for part in parts), score, whole)
+    return Translation(between.join(part.text for part in parts), score, whole)
 
 
 class TranslationTask(RunTask):
     """Translate sentences.
 
     `split` has the pairs, apart as they are for training, validation and test; without it (None) the task answers
-    prompts, and raises DataError where pairs are needed.
+    prompts, and raises DataError where pairs are needed. `held_out`: the test part was kept back from the training.
     """
 
     name = "translation"
@@ -123,10 +124,16 @@ class TranslationTask(RunTask):
     closing_share = 0.05
     continues = False
 
-    def __init__(self, config: TranslationConfig, tokenizer: PairTokenizer, split: PairSplit | None = None) -> None:
+    def __init__(
+        self,
+        config: TranslationConfig,
+        tokenizer: PairTokenizer,
+        split: PairSplit | None = None,
+        held_out: bool = True,
+    ) -> None:
         self.config: TranslationConfig = config
         self.tokenizer: PairTokenizer = tokenizer
-        self.given = split
+        self.given, self.held_out = split, held_out
         self.seen: list[str] = []
         """Lines of `watch`."""
         self.examined: dict[str, Any] = {}
@@ -154,18 +161,23 @@ class TranslationTask(RunTask):
     def validation(self) -> PairRows:
         return self.rows(self.split.validation)
 
-    @property
+    @functools.cached_property
     def context(self) -> int:
-        """Tokens of the longest sentence of either side, its end included."""
+        """Tokens of the longest sentence of either side, its end included; of the test part too."""
         return max(
             int(lengths.max())
-            for rows in (self.training, self.validation)
+            for rows in (self.training, self.validation, self.rows(self.split.test))
             for lengths in (rows.source_lengths, rows.target_lengths)
         )
 
     @property
     def example(self) -> str:
         return self.given.train.sources[0] if self.given is not None else "..."
+
+    @property
+    def language(self) -> str | None:
+        """What is translated into, where that was said; None: it has to be told from the sentences."""
+        return None if self.config.target == LANGUAGES[1] else self.config.target
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -199,8 +211,7 @@ class TranslationTask(RunTask):
             right += int((logits.argmax(-1) == batch.targets).sum())
             scored += batch.scored
         some = self.watched
-        found = self.translate(model, some.sources, BeamConfig())
-        self.seen = reports.watch(some.sources, some.targets, [best[0].text for best in found])
+        self.seen = reports.watch(some.sources, some.targets, self.of_part(model, some, BeamConfig()))
         return {"val_loss": loss / max(1, scored), "token_accuracy": right / max(1, scored)}
 
     def watch(self) -> list[str]:
@@ -245,10 +256,22 @@ class TranslationTask(RunTask):
                 raise ConfigError("A text that is split has one translation: that of its sentences. Leave n-best out.")
             parts = [pieces(sentence) for sentence in sentences]
             found = iter(self.translate(model, [piece for part in parts for piece in part], search, sampling, seed))
-            return [[joined([next(found)[0] for _ in part])] for part in parts]
+            between = "" if without_spaces(self.language) else " "
+            return [[joined([next(found)[0] for _ in part], between)] for part in parts]
         sources = [ids.tolist() for ids in self.tokenizer.encode_sources(list(sentences), strict=False)]
         for sentence, ids in zip(sentences, sources, strict=True):
             self.require_fitting(model, sentence, len(ids))
+        return self.searched(model, sources, search, sampling, seed)
+
+    def searched(
+        self,
+        model: nn.Module,
+        sources: Sequence[Sequence[int]],
+        search: BeamConfig,
+        sampling: SamplingConfig | None = None,
+        seed: int = 0,
+    ) -> list[list[Translation]]:
+        """`translate`, of tokens."""
         hypotheses = decode(
             model,
             sources,
@@ -260,6 +283,12 @@ class TranslationTask(RunTask):
             seed=seed,
         )
         return [[self.written(one) for one in best] for best in hypotheses]
+
+    def of_part(self, model: nn.Module, pairs: Pairs, search: BeamConfig | None = None) -> list[str]:
+        """The best translation of each source of a part, whatever characters are in it."""
+        search = search or BeamConfig(self.config.beams, length_penalty=self.config.length_penalty)
+        sources = [ids.tolist() for ids in self.tokenizer.encode_sources(pairs.sources, strict=False)]
+        return [best[0].text for best in self.searched(model, sources, search)]
 
     def written(self, one: Hypothesis) -> Translation:
         return Translation(self.tokenizer.decode_target(one.tokens), one.score, one)
@@ -303,7 +332,7 @@ class TranslationTask(RunTask):
     def choose(
         self, family: str, seconds: float, device: torch.device, asked: Mapping[str, Mapping[str, Any]]
     ) -> Choice:
-        return recipes.choose(family, len(self.training), seconds, device, asked)
+        return recipes.choose(family, len(self.training), self.context, device, asked)
 
     def fitted(self, context: int | None, say: Say) -> tuple[TranslationTask, int]:
         """Raises ConfigError for a model that cannot see the longest sentence."""
@@ -351,14 +380,10 @@ class TranslationTask(RunTask):
         """On the validation part loss and token accuracy; on the test part (or the first `most` of it) BLEU and chrF
         of greedy translations and of beam search, by length of the reference, and the best and the worst sentences."""
         device = next((part.device for part in model.parameters()), torch.device("cpu"))
-        language = self.config.target
         pairs = self.split.test if most is None else some_of(self.split.test, range(min(most, len(self.split.test))))
-        decoded = {
-            name: [best[0].text for best in self.translate(model, pairs.sources, search)]
-            for name, search in self.searches().items()
-        }
-        self.examined = reports.examined(pairs.sources, pairs.targets, decoded, language)
-        return {**self.score(model, device), **self.examined}
+        decoded = {name: self.of_part(model, pairs, search) for name, search in self.searches().items()}
+        self.examined = reports.examined(pairs.sources, pairs.targets, decoded, self.language)
+        return {**self.score(model, device), **self.examined, "held_out": self.held_out}
 
     def searches(self) -> dict[str, BeamConfig]:
         """How the test part is translated: name -> search."""
@@ -383,22 +408,26 @@ class TranslationTask(RunTask):
         chosen = [pairs.sources[order[len(order) * part // (PICTURED + 1)]] for part in range(1, PICTURED + 1)]
         yield "attention.png", self.picture(model, chosen)
 
-    def picture(self, model: nn.Module, sentences: Sequence[str]) -> Any:
-        """The cross-attention of translations, as a matplotlib Figure: the last layer, the mean of its heads.
-        Raises ConfigError for a model without attention."""
+    def picture(
+        self, model: nn.Module, sentences: Sequence[str], translations: Sequence[Translation] | None = None
+    ) -> Any:
+        """The cross-attention of translations, as a matplotlib Figure: the last layer, the mean of its heads. None:
+        of the best that is found. Raises ConfigError for a model without attention."""
+        if translations is None:
+            translations = [best[0] for best in self.translate(model, sentences)]
         from handmade.tasks.translation import pictures  # matplotlib, only when something is drawn
 
         drawn = []
-        for sentence, best in zip(sentences, self.translate(model, sentences), strict=True):
+        for sentence, one in zip(sentences, translations, strict=True):
             source = self.tokenizer.encode_source(sentence, strict=False)
-            target = [*best[0].hypothesis.tokens, *([END] if best[0].hypothesis.finished else [])]
+            target = [*one.hypothesis.tokens, *([END] if one.hypothesis.finished else [])]
             weights = align(model, source.tolist(), target)[-1].mean(0)
             drawn.append(
                 pictures.Alignment(
                     [None if id == END else label for id, label in self.labels(source, "source")],
                     [None if id == END else label for id, label in self.labels(target, "target")],
-                    weights.numpy(),
-                    best[0].text,
+                    weights.float().cpu().numpy(),
+                    one.text,
                 )
             )
         return pictures.cross_attention(drawn)
@@ -414,7 +443,7 @@ class TranslationTask(RunTask):
         """A few test sentences; then how good it is on the test part, or on as much of it as there is time for."""
         began, pairs = time.perf_counter(), self.split.test
         some = some_of(pairs, range(min(TIMED, len(pairs))))
-        found = [best[0].text for best in self.translate(model, some.sources)]
+        found = self.of_part(model, some)
         each = (time.perf_counter() - began) / len(some)
         watched = slice(0, WATCHED)
         yield "\n".join(reports.watch(some.sources[watched], some.targets[watched], found[watched])) + "\n"
