@@ -24,7 +24,15 @@ PACKAGE, FILE = "matplotlib_fontja", "fonts/ipaexg.ttf"
 # Families made for Japanese, tried before any other that is installed: a Chinese font has most of the characters too,
 # but draws some of them another way.
 JAPANESE = (
-    *("Noto Sans CJK JP", "Noto Sans JP", "Source Han Sans JP", "IPAexGothic", "IPAPGothic", "IPAGothic", "BIZ UDPGothic"),
+    *(
+        "Noto Sans CJK JP",
+        "Noto Sans JP",
+        "Source Han Sans JP",
+        "IPAexGothic",
+        "IPAPGothic",
+        "IPAGothic",
+        "BIZ UDPGothic",
+    ),
     *("Hiragino Sans", "Hiragino Kaku Gothic ProN", "Hiragino Maru Gothic Pro", "Yu Gothic", "Meiryo", "MS Gothic"),
     *("TakaoPGothic", "TakaoGothic", "VL PGothic", "VL Gothic", "Droid Sans Japanese", "Noto Serif CJK JP"),
 )

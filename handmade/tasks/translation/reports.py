@@ -46,7 +46,9 @@ def examined(
     }
 
 
-def by_length(hypotheses: Sequence[str], references: Sequence[str], language: str | None = None) -> list[dict[str, Any]]:
+def by_length(
+    hypotheses: Sequence[str], references: Sequence[str], language: str | None = None
+) -> list[dict[str, Any]]:
     """BLEU and chrF by the length of the reference, in words or, where a language has no spaces, in characters.
 
     A row for each group of lengths: `least`, `most`, `unit`, `sentences`, `bleu`, `chrf`. The groups are about equal
@@ -92,11 +94,11 @@ def extremes(
     """The `best` and the `worst` sentences by chrF, at most so many each: source, hypothesis, reference, chrf, kind.
 
     No source, reference or hypothesis is shown twice, and no sentence on both sides. Of those with one score the
-    longer comes first: a short one is easily right, or wrong. The worst tenth has, in turn, one of each `kind` of mistake that is in
-    it, so that a model which often writes nothing shows its other mistakes too.
+    longer comes first: a short one is easily right, or wrong. The worst are taken from the worst tenth, in turn one of
+    each `kind` of mistake, so that a model which often writes nothing shows its other mistakes too.
     """
     chrf = sentence_chrf(hypotheses, references)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"source": s, "hypothesis": h, "reference": r, "chrf": score, "kind": kind(h, r)}
         for s, h, r, score in zip(sources, hypotheses, references, chrf, strict=True)
     ]
@@ -182,8 +184,7 @@ def real_share(batches: Iterable[tuple[Any, Any]]) -> dict[str, float | int]:
             real[side] += int(known.sum())
             places[side] += known.size
     source, target, both = (
-        part / whole if whole else 1.0
-        for part, whole in (*zip(real, places, strict=True), (sum(real), sum(places)))
+        part / whole if whole else 1.0 for part, whole in (*zip(real, places, strict=True), (sum(real), sum(places)))
     )
     counts = {"batches": count, "source_tokens": real[0], "target_tokens": real[1]}
     return {**counts, "source_share": source, "target_share": target, "real_share": both}
