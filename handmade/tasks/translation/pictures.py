@@ -20,7 +20,7 @@ END = "END"  # how the end of a sentence is shown, in grey
 # Inches
 CELL, SMALL = 0.27, 0.17  # of a token; it shrinks from ROOMY to SMALL where there are many
 ROOMY, MANY = 30, 60  # tokens
-FLAT = 0.62  # labels that wide still stand upright, and the cells are widened for them
+FLAT = 0.62  # labels that wide still stand upright, and the cells are widened for them while there is room
 PAD, EDGE, BETWEEN = 0.06, 0.18, 0.35
 WIDTH = 12.0  # maps stand side by side up to here
 BAR, BAR_ROOM = 0.13, 0.72  # the colour bar: width, and with its numbers
@@ -89,8 +89,9 @@ class _Block:
         # The end of the sentence may be wider than its column: there is nothing beside it.
         within = across[:-1] if sentence.source[-1] is None and len(across) > 1 else across
         self.end = across[-1]
-        self.upright = max(within) + 2 * PAD <= FLAT
-        self.column = max(self.cell, max(within) + 2 * PAD) if self.upright else self.cell
+        needed = max(within) + 2 * PAD
+        self.upright = needed <= FLAT and (needed <= 1.25 * self.cell or needed * len(across) <= WIDTH)
+        self.column = max(self.cell, needed) if self.upright else self.cell
         line = self.size * 1.35 / 72
         # A slanted label rises as it goes right: from the middle of its column by its width at 45 degrees.
         slanted = [width * math.sqrt(0.5) for width in across]

@@ -94,11 +94,11 @@ def extremes(
     """The `best` and the `worst` sentences by chrF, at most so many each: source, hypothesis, reference, chrf, kind.
 
     No source, reference or hypothesis is shown twice, and no sentence on both sides. Of those with one score the
-    longer comes first: a short one is easily right, or wrong. The worst tenth has, in turn, one of each `kind` of mistake that is in
-    it, so that a model which often writes nothing shows its other mistakes too.
+    longer comes first: a short one is easily right, or wrong. The worst are taken from the worst tenth, in turn one of
+    each `kind` of mistake, so that a model which often writes nothing shows its other mistakes too.
     """
     chrf = sentence_chrf(hypotheses, references)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"source": s, "hypothesis": h, "reference": r, "chrf": score, "kind": kind(h, r)}
         for s, h, r, score in zip(sources, hypotheses, references, chrf, strict=True)
     ]
@@ -213,12 +213,8 @@ def told(figures: Mapping[str, Any], width: int = TEXT) -> list[tuple[str, str]]
     for name, scores in figures["decodings"].items():
         ratio = f"{scores['length_ratio']:.2f} of the references' length"
         rows.append((name, f"BLEU {scores['bleu']:5.2f}   chrF {scores['chrf']:5.2f}   {ratio}"))
-    rows.append(
-        (
-            "sentences",
-            f"{figures['sentences']:,}{', never seen' if figures.get('held_out', True) else ''}, translated without help",
-        )
-    )
+    unseen = ", never seen" if figures.get("held_out", True) else ""
+    rows.append(("sentences", f"{figures['sentences']:,}{unseen}, translated without help"))
     if "token_accuracy" in figures:
         rows.append(("tokens right", f"{percent(figures['token_accuracy'])}, each with the right ones before it"))
     if "val_loss" in figures:
