@@ -105,6 +105,85 @@ def test_a_target_outside_the_classes_is_an_error(form, target):
         layers.cross_entropy(torch.zeros(2, 5), torch.tensor([0, target]), fused=form == "fused")
 
 
+class Headed(torch.nn.Module):
+    """A linear layer and the cross-entropy behind it: ours in one, torch's in two."""
+
+    def __init__(self, targets, width, classes, bias, ours, **options):
+        super().__init__()
+        self.head = torch.nn.Linear(width, classes, bias)
+        self.targets, self.ours, self.options = targets, ours, options
+
+    def forward(self, x):
+        if self.ours is None:
+            options = {name: value for name, value in self.options.items() if name != "reduction"}
+            total = TorchCrossEntropy(options["label_smoothing"], "sum")(self.head(x), self.targets)
+            scored = (self.targets != layers.IGNORED).sum().clamp(min=1)
+            return total / scored if self.options["reduction"] == "mean" else total
+        fused = self.ours == "fused"
+        return layers.linear_cross_entropy(
+            x, self.head.weight, self.targets, self.head.bias, fused=fused, **self.options
+        )
+
+
+@both_forms
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@few
+@given(
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=2),
+    classes=st.integers(1, 9),
+    smoothing=st.sampled_from([0.0, 0.1, 1.0]),
+    ignored=st.sampled_from([0.0, 0.5, 1.0]),
+    bias=st.booleans(),
+    at_once=st.sampled_from([1, 20, 1000]),
+    seed=seeds,
+)
+def test_a_head_with_its_loss_equals_torch(
+    form, reduction, shape, classes, smoothing, ignored, bias, at_once, seed, monkeypatch
+):
+    monkeypatch.setattr(layers.losses, "AT_ONCE", at_once)
+    targets = some_targets(seed, classes, shape, ignored)
+    options = {"label_smoothing": smoothing, "reduction": reduction}
+    ours = build(form, lambda: Headed(targets, 3, classes, bias, form, **options))
+    assert_parity(ours, Headed(targets, 3, classes, bias, None, **options), [normal(seed, *shape, 3)])
+
+
+def test_a_head_with_its_loss_under_autocast(monkeypatch):
+    monkeypatch.setattr(layers.losses, "AT_ONCE", 3000)
+    x, weight = normal(0, 40, 16).float().requires_grad_(), normal(1, 300, 16).float().requires_grad_()
+    targets = some_targets(2, 300, (40,), 0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = [
+            layers.linear_cross_entropy(x, weight, targets, label_smoothing=0.1),
+            layers.cross_entropy(torch.nn.functional.linear(x, weight), targets, label_smoothing=0.1),
+            layers.linear_cross_entropy(x.double(), weight.double(), targets, label_smoothing=0.1, fused=False),
+        ]
+    assert losses[0].dtype == torch.float32
+    exact = layers.cross_entropy(x.double() @ weight.double().T, targets, label_smoothing=0.1)
+    expected = torch.autograd.grad(exact, (x, weight))
+    found, plain = (torch.autograd.grad(loss, (x, weight)) for loss in losses[:2])
+    assert losses[0].item() == pytest.approx(exact.item(), rel=0.01)
+    for part, other, truth in zip(found, plain, expected, strict=True):
+        assert part.dtype == torch.float32
+        assert (part - truth).norm() <= 1.5 * (other - truth).norm()
+
+
+def test_a_head_with_its_loss_where_nothing_is_learnt():
+    x, weight, targets = normal(0, 4, 3), normal(1, 5, 3), torch.tensor([0, 4, -100, 2])
+    expected = layers.cross_entropy(x @ weight.T, targets)
+    with torch.no_grad():
+        found = layers.linear_cross_entropy(x, weight, targets)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    nothing = layers.linear_cross_entropy(x.requires_grad_(), weight, torch.full((4,), -100))
+    assert nothing.item() == 0
+    assert (torch.autograd.grad(nothing, x)[0] == 0).all()
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        layers.linear_cross_entropy(x, weight, torch.tensor([0, 5, 1, 1]))
+    with pytest.raises(ConfigError, match=r"label_smoothing = 1.1"):
+        layers.linear_cross_entropy(x, weight, targets, label_smoothing=1.1)
+    with pytest.raises(RuntimeError, match="linear_cross_entropy: the fused form can be differentiated once"):
+        torch.autograd.grad(layers.linear_cross_entropy(x, weight, targets), x, create_graph=True)
+
+
 @pytest.mark.parametrize("make", [layers.CrossEntropy, lambda **k: layers.cross_entropy(None, None, **k)])
 def test_arguments_are_checked(make):
     with pytest.raises(ConfigError, match=r"label_smoothing = 1.1: must be from 0 to 1"):

@@ -16,7 +16,7 @@ from handmade.layers.convolution import Conv2d, MaxPool2d
 from handmade.layers.dropout import Dropout, dropout
 from handmade.layers.kernels import Module, kernels
 from handmade.layers.linear import Embedding, Linear
-from handmade.layers.losses import IGNORED, CrossEntropy, cross_entropy
+from handmade.layers.losses import IGNORED, CrossEntropy, cross_entropy, linear_cross_entropy
 from handmade.layers.norms import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm
 from handmade.layers.recurrent import LSTM, RNN
 
@@ -44,6 +44,7 @@ __all__ = [
     "dropout",
     "gelu",
     "kernels",
+    "linear_cross_entropy",
     "relu",
     "silu",
     "softmax",
