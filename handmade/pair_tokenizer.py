@@ -111,7 +111,7 @@ class PairTokenizer(Tokenizer):
         more than single bytes, which spell anything. A script that never came is not."""
         if not isinstance(self.source, SubwordTokenizer):
             return any(self.source.knows(character) for character in text if not character.isspace())
-        words = "".join(text.split())
+        words = "".join(character for character in text if character.isprintable() and not character.isspace())
         return any(id >= 256 or id < 128 for id in self.source.encode(words).tolist())
 
     def encode(self, text: str) -> np.ndarray:

@@ -28,12 +28,14 @@ from handmade.pairs import Pairs, PairSplit
 from handmade.tasks.base import Choice, RunTask, Say, Tables, in_columns
 from handmade.tasks.translation import recipes, reports
 from handmade.tasks.translation.batches import PairBatch, PairRows
-from handmade.translating import BeamConfig, Hypothesis, align, decode
+from handmade.translating import MOST_BEAMS, BeamConfig, Hypothesis, align, decode
 
 SCORED_AT_ONCE = 256  # pairs of an evaluation batch
 WATCHED = 4  # held-out sentences that are translated at every evaluation
 TIMED = 64  # test sentences from which it is reckoned how long all will take
 PICTURED = 4  # sentences whose attention is drawn
+
+LINE_BREAKS = re.compile("[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")  # what str.splitlines cuts at
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class TranslationConfig(Config):
     """0 favours short translations; above it, longer ones. 1.5 was best on the validation part: docs/log.md."""
 
     def check(self) -> None:
-        self.require("beams", self.beams >= 1, "at least 1")
+        self.require("beams", 1 <= self.beams <= MOST_BEAMS, f"from 1 to {MOST_BEAMS:,}")
         for field in ("validation", "test"):
             self.require(field, getattr(self, field) is None or getattr(self, field) >= 1, "at least 1, or none")
         for field in ("source_vocabulary", "target_vocabulary"):
@@ -127,6 +129,8 @@ class TranslationTask(RunTask):
         self.config: TranslationConfig = config
         self.tokenizer: PairTokenizer = tokenizer
         self.given = split
+        self.begun = False
+        """Whether the tokens are those of another run, whose weights it begins with."""
         self.shown: list[str] = []
         """What the model made of a few held-out sentences at the last evaluation, for a person to see."""
         self.examined: dict[str, Any] = {}
@@ -154,12 +158,16 @@ class TranslationTask(RunTask):
     def validation(self) -> PairRows:
         return self.rows(self.split.validation)
 
+    @functools.cached_property
+    def testing(self) -> PairRows:
+        return self.rows(self.split.test)
+
     @property
     def context(self) -> int:
         """Tokens of the longest sentence of either side, its end included."""
         return max(
             int(lengths.max())
-            for rows in (self.training, self.validation)
+            for rows in (self.training, self.validation, self.testing)
             for lengths in (rows.source_lengths, rows.target_lengths)
         )
 
@@ -199,7 +207,7 @@ class TranslationTask(RunTask):
             right += int((logits.argmax(-1) == batch.targets).sum())
             scored += batch.scored
         some = self.watched
-        found = self.translate(model, some.sources, BeamConfig())
+        found = self.translate(model, some.sources, BeamConfig(), known=False)
         self.shown = reports.watch(some.sources, some.targets, [best[0].text for best in found])
         return {"val_loss": loss / max(1, scored), "token_accuracy": right / max(1, scored)}
 
@@ -229,9 +237,11 @@ class TranslationTask(RunTask):
         sampling: SamplingConfig | None = None,
         seed: int = 0,
         split: bool = False,
+        known: bool = True,
     ) -> list[list[Translation]]:
         """Translations of every sentence, best first, decoded together. With `split`, a text of several sentences is
-        translated sentence by sentence, and the best of each are joined.
+        translated sentence by sentence, and the best of each are joined. Without `known` a sentence may be of
+        characters that the model never saw: one that was held back counts, whatever is in it.
 
         Raises ConfigError for an empty sentence and for one longer than the model's positions, TokenizerError for
         one of characters that the model never saw.
@@ -241,11 +251,14 @@ class TranslationTask(RunTask):
             if search.nbest > 1:
                 raise ConfigError("A text that is split has one translation: that of its sentences. Leave n-best out.")
             parts = [pieces(sentence) for sentence in sentences]
-            found = iter(self.translate(model, [piece for part in parts for piece in part], search, sampling, seed))
+            every = [piece for part in parts for piece in part]
+            for piece, ids in zip(every, self.tokenizer.encode_sources(every, strict=False), strict=True):
+                self.require_fitting(model, piece, len(ids), known, split)
+            found = iter(self.translate(model, every, search, sampling, seed, known=known))
             return [[joined([next(found)[0] for _ in part])] for part in parts]
         sources = [ids.tolist() for ids in self.tokenizer.encode_sources(list(sentences), strict=False)]
         for sentence, ids in zip(sentences, sources, strict=True):
-            self.require_fitting(model, sentence, len(ids))
+            self.require_fitting(model, sentence, len(ids), known)
         hypotheses = decode(
             model,
             sources,
@@ -259,22 +272,26 @@ class TranslationTask(RunTask):
         return [[self.written(one) for one in best] for best in hypotheses]
 
     def written(self, one: Hypothesis) -> Translation:
-        return Translation(self.tokenizer.decode_target(one.tokens), one.score, one)
+        # On one line, whatever bytes it is made of: line n of what comes out belongs to line n of what went in.
+        return Translation(LINE_BREAKS.sub(" ", self.tokenizer.decode_target(one.tokens)).strip(), one.score, one)
 
-    def require_fitting(self, model: nn.Module, sentence: str, tokens: int) -> None:
+    def require_fitting(
+        self, model: nn.Module, sentence: str, tokens: int, known: bool = True, split: bool = False
+    ) -> None:
         """Raise ConfigError, TokenizerError for what cannot be translated."""
         context: int | None = model.context  # type: ignore[assignment]
         if not sentence.strip():
             raise ConfigError("An empty line has no translation. Give a sentence.")
-        if not self.tokenizer.familiar(sentence):
+        if known and not self.tokenizer.familiar(sentence):
             raise TokenizerError(
                 f"{sentence[:20]!r} has no character that the model knows. It translates from"
                 f" {self.config.source or 'another language'}."
             )
         if context is not None and tokens > context:
+            advice = "." if split else ", or have it split into sentences (--split)."
             raise ConfigError(
-                f"{sentence[:20]!r}... has {tokens} tokens, its end included, and the model sees {context}. Shorten it,"
-                " or have it split into sentences (--split)."
+                f"{sentence[:20]!r}... has {tokens} tokens, its end included, and the model sees {context}."
+                f" Shorten it{advice}"
             )
 
     def answer(self, model: nn.Module, prompt: str, **options: Any) -> str:
@@ -306,8 +323,8 @@ class TranslationTask(RunTask):
         """Raises ConfigError for a model that cannot see the longest sentence."""
         if context is not None and context < self.context:
             raise ConfigError(
-                f"model.context = {context}: too short. The longest sentence has {self.context} tokens, its end"
-                " included. Take a larger context, or leave long sentences out of the file."
+                f"model.context = {context}: too short. The longest sentence has {self.context:,} tokens, its end"
+                f" included. Say --set model.context={self.context}, or leave long sentences out of the file."
             )
         return self, self.context if context is None else context
 
@@ -330,7 +347,8 @@ class TranslationTask(RunTask):
         if self.split.train.note:
             yield "", self.split.train.note
         sides = f"{self.tokenizer.source_size:,} source and {self.tokenizer.target_size:,} target tokens"
-        yield "tokens", f"{sides} ({self.config.tokens}), from the pairs that are trained on"
+        whence = "those of the run it begins with" if self.begun else "from the pairs that are trained on"
+        yield "tokens", f"{sides} ({self.config.tokens}), {whence}"
         for note in self.tokenizer.notes:
             yield "", note
         yield "batches", f"{100 * self.real_share():.0f} % of their tokens are real, the others padding"
@@ -347,11 +365,17 @@ class TranslationTask(RunTask):
     def evaluate(self, model: nn.Module, most: int | None = None) -> dict[str, Any]:
         """On the validation part loss and token accuracy; on the test part (or the first `most` of it) BLEU and chrF
         of greedy translations and of beam search, by length of the reference, and the best and the worst sentences."""
+        context: int | None = model.context  # type: ignore[assignment]
+        if context is not None and context < self.context:
+            raise DataError(
+                f"The longest sentence of these pairs has {self.context} tokens, its end included, and the model sees"
+                f" {context}. Leave it out."
+            )
         device = next((part.device for part in model.parameters()), torch.device("cpu"))
         language = self.config.target
         pairs = self.split.test if most is None else some_of(self.split.test, range(min(most, len(self.split.test))))
         decoded = {
-            name: [best[0].text for best in self.translate(model, pairs.sources, search)]
+            name: [best[0].text for best in self.translate(model, pairs.sources, search, known=False)]
             for name, search in self.searches().items()
         }
         self.examined = reports.examined(pairs.sources, pairs.targets, decoded, language)
@@ -378,15 +402,21 @@ class TranslationTask(RunTask):
         pairs = self.split.test
         order = sorted(range(len(pairs)), key=lambda place: len(pairs.sources[place]))
         chosen = [pairs.sources[order[len(order) * part // (PICTURED + 1)]] for part in range(1, PICTURED + 1)]
-        yield "attention.png", self.picture(model, chosen)
+        yield "attention.png", self.picture(model, chosen, known=False)
 
-    def picture(self, model: nn.Module, sentences: Sequence[str]) -> Any:
+    def require_attention(self, model: nn.Module) -> None:
+        """Raise ConfigError for a model without attention: there is nothing to draw."""
+        if getattr(model.config, "attention", "") == "none":
+            raise ConfigError("This model has no attention: there is nothing to draw. Train one that has.")
+
+    def picture(self, model: nn.Module, sentences: Sequence[str], known: bool = True) -> Any:
         """The cross-attention of translations, as a matplotlib Figure: the last layer, the mean of its heads.
         Raises ConfigError for a model without attention."""
+        self.require_attention(model)
         from handmade.tasks.translation import pictures  # matplotlib, only when something is drawn
 
         drawn = []
-        for sentence, best in zip(sentences, self.translate(model, sentences), strict=True):
+        for sentence, best in zip(sentences, self.translate(model, sentences, known=known), strict=True):
             source = self.tokenizer.encode_source(sentence, strict=False)
             target = [*best[0].hypothesis.tokens, *([END] if best[0].hypothesis.finished else [])]
             weights = align(model, source.tolist(), target)[-1].mean(0)
@@ -411,7 +441,7 @@ class TranslationTask(RunTask):
         """A few test sentences; then how good it is on the test part, or on as much of it as there is time for."""
         began, pairs = time.perf_counter(), self.split.test
         some = some_of(pairs, range(min(TIMED, len(pairs))))
-        found = [best[0].text for best in self.translate(model, some.sources)]
+        found = [best[0].text for best in self.translate(model, some.sources, known=False)]
         each = (time.perf_counter() - began) / len(some)
         watched = slice(0, WATCHED)
         yield "\n".join(reports.watch(some.sources[watched], some.targets[watched], found[watched])) + "\n"
