@@ -111,8 +111,8 @@ class PairTokenizer(Tokenizer):
         is more than single bytes, which spell anything. A script that never came is not familiar, whatever its
         punctuation."""
         words = "".join(character for character in text if character.isalnum())
-        if not words:
-            return True
+        if not words:  # punctuation alone is
+            return any(character.isprintable() and not character.isspace() for character in text)
         if not isinstance(self.source, SubwordTokenizer):
             return any(self.source.knows(character) for character in words)
         return any(id >= 256 or id < 128 for id in self.source.encode(words).tolist())

@@ -25,6 +25,10 @@ VALIDATION, TEST = 1_000, 2_000
 """Pairs held back where nothing is asked for, but at most a tenth of all for each."""
 
 
+LONGEST = 5_000
+"""Characters of a side of a pair. What is longer is no sentence, and subwords would be learnt from it for minutes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Pairs:
     """Sentences and their translations: `targets[i]` means what `sources[i]` means."""
@@ -97,7 +101,9 @@ def read_table(
             need = f"column {least} is needed" if exact is None else f"line 1 has {exact} columns"
             raise DataError(f"{path}: line {number:,} has {have}; {need}. Mend the line or take it out.")
         if exact == 3 and not row[0].strip().isdecimal():
-            raise DataError(f"{path}: line {number:,} begins with {row[0][:20]!r}, no number. {_CHOOSE}")
+            raise DataError(
+                f"{path}: line {number:,} begins with {row[0][:20]!r}, no number. {_HEADER if number == 1 else _CHOOSE}"
+            )
     pairs = [(row[first - 1].strip(), row[second - 1].strip()) for row in rows]
     _refuse_empty(pairs, lambda side, number: f"{path}: line {number:,}: column {(first, second)[side]} is empty")
     return _made(pairs, path, languages)
@@ -125,7 +131,8 @@ def read_parallel(
     return _made(pairs, paths[0], languages)
 
 
-_CHOOSE = "Say which two columns hold the sentences: --set task.columns=2,3."
+_CHOOSE = "Say which two columns hold the sentences: --set task.columns=2,3"
+_HEADER = f"Take the line out if it is a header. {_CHOOSE}"
 
 
 def _columns(path: Path, row: list[str]) -> tuple[int, int]:
@@ -149,6 +156,12 @@ def _refuse_empty(pairs: Sequence[tuple[str, str]], place: Callable[[int, int], 
 
 def _made(pairs: Sequence[tuple[str, str]], path: Path, languages: tuple[str, str]) -> Pairs:
     name = Path(path.name.removesuffix(".gz")).stem
+    for number, pair in enumerate(pairs, 1):
+        if max(map(len, pair)) > LONGEST:
+            raise DataError(
+                f"{path}: line {number:,} has {max(map(len, pair)):,} characters on one side, too many for a sentence"
+                f" ({LONGEST:,} at most). Cut it into sentences, or take the line out."
+            )
     return Pairs(tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs), name, languages)
 
 
@@ -172,7 +185,9 @@ def _unpacked(path: Path, encoding: str) -> str:
         text = raw.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as problem:
         line = raw.count(b"\n", 0, problem.start) + 1
-        raise DataError(f"{path}: line {line:,} is not valid {encoding.upper()} once unpacked.") from None
+        guess = texts.likely_encoding(raw[problem.start :][: texts.HEAD])
+        advice = f"It looks like {guess}: try --encoding {guess}" if guess else "Name what it is in with --encoding"
+        raise DataError(f"{path}: line {line:,} is not valid {encoding.upper()} once unpacked. {advice}.") from None
     if "\0" in text:
         raise DataError(f"{path}: what is packed in it is not text.")
     return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -237,8 +252,9 @@ def split(pairs: Pairs, validation: int | None = None, test: int | None = None, 
     wanted = [min(TEST, tenth) if test is None else test, min(VALIDATION, tenth) if validation is None else validation]
     if min(wanted) < 1 or sum(wanted) >= len(once):
         raise DataError(
-            f"{pairs.name}: {len(once):,} different pairs; {wanted[1]:,} for validation and {wanted[0]:,} for the test "
-            f"{'are both needed' if min(wanted) < 1 else 'leave none to train on'}."
+            f"{pairs.name}: {len(once):,} different {'pair' if len(once) == 1 else 'pairs'};"
+            f" {wanted[1]:,} for validation and {wanted[0]:,} for the test "
+            f"{'are both needed' if min(wanted) < 1 else 'leave none to train on. Give more pairs'}."
         )
     held: list[list[tuple[str, str]]] = [[], []]
     train: list[tuple[str, str]] = []

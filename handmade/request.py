@@ -167,7 +167,8 @@ def find_family(
     family = family or (old.config["family"] if old else preset.family if preset else task.family)
     why_not = task.refusal(family)
     if why_not:
-        raise ConfigError(f"--model {family}: {why_not}")
+        begun = f"--from {request.start}" if old else f"--preset {request.preset}" if preset else "--model"
+        raise ConfigError(f"{f'{begun} {family}' if begun == '--model' else begun}: {why_not}")
     return family
 
 

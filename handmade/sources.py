@@ -96,11 +96,15 @@ def read_pairs(
     if old is not None and old.config["task"]["name"] != TranslationTask.name:
         raise ConfigError(f"--from {request.start}: does not translate, so its weights mean nothing here.")
     encoding = request.encoding or "utf-8"
+    pairs.require_packages(options.tokens == "bpe")
+    if old is not None:
+        options = _as_begun(request, options, old)
     found = pairs.find(request.data, options, lambda line: say("corpus", line), encoding)
     split = pairs.prepare(found, options)
     tokenizer: Any = pairs.train_tokenizer(split, options) if old is None else old.tokenizer
     options = options.replace(source=found.languages[0], target=found.languages[1])
     task = TranslationTask(options, tokenizer, split)
+    task.begun = old is not None
     for line in task.describe():
         say(*line)
     named = pairs.is_corpus(request.data[0])
@@ -112,6 +116,21 @@ def read_pairs(
         "tokenizer": digest(tokenizer),
     }
     return task, record
+
+
+def _as_begun(request: Request, options: TranslationConfig, old: run.Run) -> TranslationConfig:
+    """The options with languages and tokens of the run to begin with. Raises ConfigError for other languages."""
+    begun = old.config["task"]
+    known = {name: begun.get(name) for name in ("source", "target") if begun.get(name) not in (None, name)}
+    for name, language in known.items():
+        if getattr(options, name) not in (None, language):
+            raise ConfigError(
+                f"--{name} {getattr(options, name)}: --from {request.start} translates"
+                f" {known.get('source', 'another language')} to {known.get('target', 'another')}."
+                " Leave it out, or train without --from."
+            )
+    kind: Any = old.tokenizer
+    return options.replace(**known, tokens=kind.source.kind)
 
 
 def digest(tokenizer: Tokenizer) -> str:

@@ -82,7 +82,7 @@ class SubwordTokenizer(Tokenizer):
         """
         if vocab_size < 256:
             raise ConfigError(f"vocab_size = {vocab_size}: must be at least 256, a token for every byte.")
-        library = _library()
+        library = load_library()
         texts = [texts] if isinstance(texts, str) else list(texts)
         for text in texts:
             utf8(text)  # the library would raise an error of its own
@@ -149,7 +149,7 @@ class SubwordTokenizer(Tokenizer):
 
     @functools.cached_property
     def _encoder(self) -> Any:
-        library = _library()
+        library = load_library()
         ids = {token: id for id, token in enumerate(self.vocabulary)}
         encoder = library.Tokenizer(library.models.BPE(vocab=ids, merges=self._pairs))
         encoder.pre_tokenizer = _words(library)
@@ -170,7 +170,8 @@ class PieceDecoder(ByteDecoder):
         return self.take(self.tokenizer.pieces[checked([token], self.tokenizer.vocab_size)[0]])
 
 
-def _library() -> Any:
+def load_library() -> Any:
+    """The library that trains and encodes. Raises ResourceError where it is missing."""
     try:
         import tokenizers
     except ImportError:

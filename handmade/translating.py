@@ -28,6 +28,9 @@ from handmade.generation import NOT_FINITE, SamplingConfig, choose, evaluating, 
 from handmade.models.blocks import DecoderBlock
 from handmade.pair_tokenizer import END, PAD, START, UNKNOWN
 
+MOST_BEAMS = 1_000
+"""More take minutes for a sentence, and memory without end."""
+
 
 @dataclass(frozen=True)
 class BeamConfig(Config):
@@ -44,7 +47,7 @@ class BeamConfig(Config):
     model has positions for."""
 
     def check(self) -> None:
-        self.require("beams", self.beams >= 1, "at least 1")
+        self.require("beams", 1 <= self.beams <= MOST_BEAMS, f"from 1 to {MOST_BEAMS:,}")
         self.require("nbest", 1 <= self.nbest <= self.beams, f"from 1 to beams = {self.beams}")
         self.require("length_penalty", 0 <= self.length_penalty < math.inf, "0 or a number above")
         self.require("most", self.most is None or self.most >= 1, "at least 1, or none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -64,9 +65,21 @@ def evaluate(
         line = None if found.config["family"] == "counting" else scores["counting_line"]
         print(describe(f"{run} on {', '.join(data or named(found.config))}", found.task.tell(scores), scores, line))
     if asked is None and not data:
-        drawn = draw(found, beside)
-        if drawn and not json:
-            print(f"\nPictures: {', '.join(map(str, drawn))}")
+        show(found, beside, quiet=json)
+
+
+def show(run: Run, beside: tuple[Path, ...], quiet: bool = False) -> None:
+    """Draw, and say where. A picture that cannot be drawn, for want of a font say, is left out with a line: the
+    figures are there."""
+    from handmade.errors import ResourceError
+
+    try:
+        drawn = draw(run, beside)
+    except (ResourceError, OSError) as problem:
+        print(f"not drawn: {problem}", file=sys.stderr)
+        return
+    if drawn and not quiet:
+        print(f"\nPictures: {', '.join(map(str, drawn))}")
 
 
 def draw(run: Run, beside: tuple[Path, ...]) -> list[Path]:

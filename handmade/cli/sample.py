@@ -80,8 +80,13 @@ class TranslationOptions(Options):
     """Draw where the model looked at each word that it wrote, into this PNG file."""
 
     def check(self) -> None:
-        self.require("beams", self.beams is None or self.beams >= 1, "at least 1")
-        self.require("n_best", self.n_best >= 1, "at least 1")
+        if self.beams is None and self.n_best == 1:
+            return  # without torch, for --help
+        from handmade.translating import MOST_BEAMS
+
+        allowed = f"from 1 to {MOST_BEAMS:,}"
+        self.require("beams", self.beams is None or 1 <= self.beams <= MOST_BEAMS, allowed)
+        self.require("n_best", 1 <= self.n_best <= MOST_BEAMS, allowed)
         enough = self.beams is None or self.n_best <= self.beams
         self.require("n_best", enough, f"at most --beams = {self.beams}")
 
@@ -286,6 +291,12 @@ class Translator(Writer):
             seed=row_seed(options.seed, self.texts),
             split=self.how.split,
         )
+        if self.how.attention is not None:
+            from handmade.files import whole
+
+            figure = self.run.draw_attention(prompts, [best[0] for best in found[:: options.samples]])
+            with whole(Path(self.how.attention), "a picture") as file:
+                figure.savefig(file, format="png")
         several = options.samples > 1 or self.how.n_best > 1
         for first in range(0, len(rows), options.samples):
             if several and self.texts:
@@ -293,12 +304,6 @@ class Translator(Writer):
             for one in (one for best in found[first : first + options.samples] for one in best):
                 self.put(f"{one.score:8.3f}  {one.text}\n" if self.how.n_best > 1 else one.text + "\n")
             self.texts += options.samples
-        if self.how.attention is not None:
-            from handmade.files import whole
-
-            figure = self.run.draw_attention(prompts, [best[0] for best in found[:: options.samples]])
-            with whole(Path(self.how.attention), "a picture") as file:
-                figure.savefig(file, format="png")
 
     def write_line(self, line: str) -> None:
         """An empty line stays one, so that line n of what comes out is always line n of what went in."""

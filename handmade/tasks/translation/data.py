@@ -6,10 +6,12 @@ import difflib
 import os
 from collections.abc import Sequence
 
+from handmade import subwords
 from handmade.errors import ConfigError, DataError
 from handmade.pair_corpora import PAIR_CORPORA, Say, find_pairs
 from handmade.pair_tokenizer import PairTokenizer
 from handmade.pairs import LANGUAGES, Pairs, PairSplit, read_parallel, read_table, split
+from handmade.tasks.translation import scores
 from handmade.tasks.translation.task import TranslationConfig
 
 
@@ -28,6 +30,8 @@ def find(
     """
     words = [os.fspath(name) for name in names]
     require(words)
+    if not is_corpus(words[0]) and config.source is not None and config.source == config.target:
+        raise ConfigError(f"--target {config.target}: the language of the sources too. Name two different ones.")
     if is_corpus(words[0]):
         if config.columns is not None:
             raise ConfigError(f"task.columns: {words[0]} has languages, not columns. Say task.source and task.target.")
@@ -56,13 +60,22 @@ def require(words: Sequence[str]) -> None:
         raise ConfigError(
             f"{len(words)} files: pairs are in one table, or in two files, one of sources and one of translations."
         )
+    if len(words) == 2 and all(map(os.path.isfile, words)) and os.path.samefile(*words):
+        raise ConfigError(f"{words[1]}: the same file twice. Name the file of the translations second.")
     for word in words:
         if os.path.isdir(word):
             raise DataError(f"{word}: a folder. Name a table of pairs, or two files of as many lines.")
         if not is_corpus(word) and not os.path.exists(word):
             near = difflib.get_close_matches(word, PAIR_CORPORA, n=1)
             hint = f" Did you mean {near[0]}?" if near else f" Corpora by name: {', '.join(PAIR_CORPORA)}."
-            raise DataError(f"{word}: no such file.{hint}")
+            raise DataError(f"{word or repr(word)}: no such file.{hint}")
+
+
+def require_packages(subwords_too: bool) -> None:
+    """Raise ResourceError for a package that is missing and will be needed, at the end of training too."""
+    scores.require()
+    if subwords_too:
+        subwords.load_library()
 
 
 def prepare(pairs: Pairs, config: TranslationConfig) -> PairSplit:
@@ -78,4 +91,4 @@ def train_tokenizer(parts: PairSplit, config: TranslationConfig) -> PairTokenize
     )
 
 
-__all__ = ["find", "is_corpus", "prepare", "require", "train_tokenizer"]
+__all__ = ["find", "is_corpus", "prepare", "require", "require_packages", "train_tokenizer"]

@@ -100,6 +100,11 @@ def metrics(tokenize: str) -> tuple[Any, Any]:
     return BLEU(tokenize=tokenize, force=True), CHRF()  # force: no warning for texts that end in " ."
 
 
+def require() -> None:
+    """Raise ResourceError where sacrebleu is missing: before a model is trained, not when it is to be scored."""
+    metrics("13a")
+
+
 def tokenizer(language: str | None, references: Sequence[str] = ()) -> str:
     """The name of the tokenizer that sacrebleu cuts this language with.
 

@@ -29,12 +29,14 @@ from handmade.tasks.base import Choice, RunTask, Say, Tables, in_columns
 from handmade.tasks.translation import recipes, reports
 from handmade.tasks.translation.batches import PairBatch, PairRows
 from handmade.tasks.translation.scores import without_spaces
-from handmade.translating import BeamConfig, Hypothesis, align, decode
+from handmade.translating import MOST_BEAMS, BeamConfig, Hypothesis, align, decode
 
 SCORED_AT_ONCE = 256  # pairs of an evaluation batch
 WATCHED = 4  # held-out sentences that are translated at every evaluation
 TIMED = 64  # test sentences from which it is reckoned how long all will take
 PICTURED = 4  # sentences whose attention is drawn
+
+LINE_BREAKS = re.compile("[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")  # what str.splitlines cuts at
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class TranslationConfig(Config):
     """0 favours short translations; above it, longer ones. 1.5 was best on the validation part: docs/log.md."""
 
     def check(self) -> None:
-        self.require("beams", self.beams >= 1, "at least 1")
+        self.require("beams", 1 <= self.beams <= MOST_BEAMS, f"from 1 to {MOST_BEAMS:,}")
         for field in ("validation", "test"):
             self.require(field, getattr(self, field) is None or getattr(self, field) >= 1, "at least 1, or none")
         for field in ("source_vocabulary", "target_vocabulary"):
@@ -83,8 +85,8 @@ class TranslationConfig(Config):
 
 @dataclass(frozen=True)
 class Translation:
-    """A sentence that a model wrote, its score (the sum of its tokens' log probabilities, divided by the penalty for its
-    length; 0 is certain), and its tokens."""
+    """A sentence that a model wrote, its score (the log probabilities of its tokens added up, divided by the penalty
+    for its length; 0 is certain), and its tokens."""
 
     text: str
     score: float
@@ -134,6 +136,8 @@ class TranslationTask(RunTask):
         self.config: TranslationConfig = config
         self.tokenizer: PairTokenizer = tokenizer
         self.given, self.held_out = split, held_out
+        self.begun = False
+        """Whether the tokens are those of another run, whose weights it begins with."""
         self.seen: list[str] = []
         """Lines of `watch`."""
         self.examined: dict[str, Any] = {}
@@ -162,11 +166,15 @@ class TranslationTask(RunTask):
         return self.rows(self.split.validation)
 
     @functools.cached_property
+    def testing(self) -> PairRows:
+        return self.rows(self.split.test)
+
+    @property
     def context(self) -> int:
         """Tokens of the longest sentence of either side, its end included; of the test part too."""
         return max(
             int(lengths.max())
-            for rows in (self.training, self.validation, self.rows(self.split.test))
+            for rows in (self.training, self.validation, self.testing)
             for lengths in (rows.source_lengths, rows.target_lengths)
         )
 
@@ -255,7 +263,10 @@ class TranslationTask(RunTask):
             if search.nbest > 1:
                 raise ConfigError("A text that is split has one translation: that of its sentences. Leave n-best out.")
             parts = [pieces(sentence) for sentence in sentences]
-            found = iter(self.translate(model, [piece for part in parts for piece in part], search, sampling, seed))
+            every = [piece for part in parts for piece in part]
+            for piece, ids in zip(every, self.tokenizer.encode_sources(every, strict=False), strict=True):
+                self.require_fitting(model, piece, len(ids), split)
+            found = iter(self.translate(model, every, search, sampling, seed))
             between = "" if without_spaces(self.language) else " "
             return [[joined([next(found)[0] for _ in part], between)] for part in parts]
         sources = [ids.tolist() for ids in self.tokenizer.encode_sources(list(sentences), strict=False)]
@@ -291,9 +302,10 @@ class TranslationTask(RunTask):
         return [best[0].text for best in self.searched(model, sources, search)]
 
     def written(self, one: Hypothesis) -> Translation:
-        return Translation(self.tokenizer.decode_target(one.tokens), one.score, one)
+        # On one line, whatever bytes it is made of: line n of what comes out belongs to line n of what went in.
+        return Translation(LINE_BREAKS.sub(" ", self.tokenizer.decode_target(one.tokens)).strip(), one.score, one)
 
-    def require_fitting(self, model: nn.Module, sentence: str, tokens: int) -> None:
+    def require_fitting(self, model: nn.Module, sentence: str, tokens: int, split: bool = False) -> None:
         """Raise ConfigError, TokenizerError for what cannot be translated."""
         context: int | None = model.context  # type: ignore[assignment]
         if not sentence.strip():
@@ -304,9 +316,10 @@ class TranslationTask(RunTask):
                 f" {self.config.source or 'another language'}."
             )
         if context is not None and tokens > context:
+            advice = "." if split else ", or have it split into sentences (--split)."
             raise ConfigError(
-                f"{sentence[:20]!r}... has {tokens} tokens, its end included, and the model sees {context}. Shorten it,"
-                " or have it split into sentences (--split)."
+                f"{sentence[:20]!r}... has {tokens} tokens, its end included, and the model sees {context}."
+                f" Shorten it{advice}"
             )
 
     def answer(self, model: nn.Module, prompt: str, **options: Any) -> str:
@@ -338,8 +351,8 @@ class TranslationTask(RunTask):
         """Raises ConfigError for a model that cannot see the longest sentence."""
         if context is not None and context < self.context:
             raise ConfigError(
-                f"model.context = {context}: too short. The longest sentence has {self.context} tokens, its end"
-                " included. Take a larger context, or leave long sentences out of the file."
+                f"model.context = {context}: too short. The longest sentence has {self.context:,} tokens, its end"
+                f" included. Say --set model.context={self.context}, or leave long sentences out of the file."
             )
         return self, self.context if context is None else context
 
@@ -362,7 +375,8 @@ class TranslationTask(RunTask):
         if self.split.train.note:
             yield "", self.split.train.note
         sides = f"{self.tokenizer.source_size:,} source and {self.tokenizer.target_size:,} target tokens"
-        yield "tokens", f"{sides} ({self.config.tokens}), from the pairs that are trained on"
+        whence = "those of the run it begins with" if self.begun else "from the pairs that are trained on"
+        yield "tokens", f"{sides} ({self.config.tokens}), {whence}"
         for note in self.tokenizer.notes:
             yield "", note
         yield "batches", f"{100 * self.real_share():.0f} % of their tokens are real, the others padding"
@@ -379,6 +393,12 @@ class TranslationTask(RunTask):
     def evaluate(self, model: nn.Module, most: int | None = None) -> dict[str, Any]:
         """On the validation part loss and token accuracy; on the test part (or the first `most` of it) BLEU and chrF
         of greedy translations and of beam search, by length of the reference, and the best and the worst sentences."""
+        context: int | None = model.context  # type: ignore[assignment]
+        if context is not None and context < self.context:
+            raise DataError(
+                f"The longest sentence of these pairs has {self.context} tokens, its end included, and the model sees"
+                f" {context}. Leave it out."
+            )
         device = next((part.device for part in model.parameters()), torch.device("cpu"))
         pairs = self.split.test if most is None else some_of(self.split.test, range(min(most, len(self.split.test))))
         decoded = {name: self.of_part(model, pairs, search) for name, search in self.searches().items()}
@@ -408,13 +428,21 @@ class TranslationTask(RunTask):
         chosen = [pairs.sources[order[len(order) * part // (PICTURED + 1)]] for part in range(1, PICTURED + 1)]
         yield "attention.png", self.picture(model, chosen)
 
+    def require_attention(self, model: nn.Module) -> None:
+        """Raise ConfigError for a model without attention: there is nothing to draw."""
+        if getattr(model.config, "attention", "") == "none":
+            raise ConfigError("This model has no attention: there is nothing to draw. Train one that has.")
+
     def picture(
         self, model: nn.Module, sentences: Sequence[str], translations: Sequence[Translation] | None = None
     ) -> Any:
         """The cross-attention of translations, as a matplotlib Figure: the last layer, the mean of its heads. None:
         of the best that is found. Raises ConfigError for a model without attention."""
+        self.require_attention(model)
         if translations is None:
-            translations = [best[0] for best in self.translate(model, sentences)]
+            sources = [ids.tolist() for ids in self.tokenizer.encode_sources(sentences, strict=False)]
+            search = BeamConfig(self.config.beams, length_penalty=self.config.length_penalty)
+            translations = [best[0] for best in self.searched(model, sources, search)]
         from handmade.tasks.translation import pictures  # matplotlib, only when something is drawn
 
         drawn = []
