@@ -91,9 +91,12 @@ def pairs_again(
     Raises DataError when they are gone or have changed, ConfigError for those of other languages.
     """
     task, record = translator(config, tokenizer), config["data"]
+    pair_data.require_packages(task.config.tokens == "bpe")
     names = list(sources) or ([record["corpus"]] if record["corpus"] else record["files"])
     gone = [name for name in names if not pair_data.is_corpus(os.fspath(name)) and not Path(name).exists()]
     if gone:
+        if other:
+            raise DataError(f"{gone[0]}: no such file.")
         raise DataError(f"{gone[0]}: the pairs of this run are not there any more. Name others with --data.")
     found = pair_data.find(names, task.config, encoding=record["encoding"])
     if other:

@@ -101,7 +101,9 @@ def read_table(
             need = f"column {least} is needed" if exact is None else f"line 1 has {exact} columns"
             raise DataError(f"{path}: line {number:,} has {have}; {need}. Mend the line or take it out.")
         if exact == 3 and not row[0].strip().isdecimal():
-            raise DataError(f"{path}: line {number:,} begins with {row[0][:20]!r}, no number. {_HEADER if number == 1 else _CHOOSE}")
+            raise DataError(
+                f"{path}: line {number:,} begins with {row[0][:20]!r}, no number. {_HEADER if number == 1 else _CHOOSE}"
+            )
     pairs = [(row[first - 1].strip(), row[second - 1].strip()) for row in rows]
     _refuse_empty(pairs, lambda side, number: f"{path}: line {number:,}: column {(first, second)[side]} is empty")
     return _made(pairs, path, languages)
