@@ -92,6 +92,7 @@ def pairs_again(
     Raises DataError when they are gone or have changed, ConfigError for those of other languages.
     """
     task, record = translator(config, tokenizer), config["data"]
+    pair_data.require_packages(task.config.tokens == "bpe")
     if other:  # their columns and their encoding are their own
         options = task.config.replace(columns=None)
         found = pair_data.find(sources, options)

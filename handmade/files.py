@@ -17,7 +17,16 @@ from handmade.errors import ResourceError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CACHE_ADVICE = "name another folder in HANDMADE_CACHE"
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+FORBIDDEN = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+)
 
 
 @contextmanager
@@ -29,6 +38,8 @@ def whole(path: Path, what: str, size: int | None = None, advice: str = "choose 
     Raises ResourceError where the disk is full or the folder may not be written to. Whatever is raised, the
     temporary file is removed.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):  # renaming over /dev/null would take it away
+        raise ResourceError(f"{path}: no file, so {what} cannot be written there. {advice[0].upper()}{advice[1:]}.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with explained(path, what, size, advice):

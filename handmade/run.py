@@ -28,6 +28,11 @@ from handmade.translating import BeamConfig
 from handmade.writing import generate_text, stream_text
 
 VERSION = 1  # of the run folder's layout
+DATA_KEYS = {
+    LanguageTask.name: ("files", "validation", "encoding", "fraction", "fingerprint"),
+    TranslationTask.name: ("corpus", "files", "encoding", "fingerprint"),
+}
+"""Task -> what config.json must say of its data."""
 
 
 class Run:
@@ -115,7 +120,10 @@ class Run:
         """What a run of translation needs to translate; its pairs need not be there. Raises ConfigError for others."""
         if not self.translates:
             raise ConfigError(f"{self.folder}: does not translate. Train one that does: handmade train tatoeba-ja-en")
-        return evaluation.translator(self.config, self.tokenizer)
+        try:
+            return evaluation.translator(self.config, self.tokenizer)
+        except ConfigError as problem:
+            raise RunError(f"{self.folder / checkpoint.CONFIG}: damaged. {problem}") from None
 
     def translate(
         self,
@@ -186,7 +194,7 @@ class Run:
             return self._mark(list(problems))
         if data is None:
             task = self.task
-        else:
+        else:  # the run's own pairs or text may be gone
             task = evaluation.task_again(self.config, self.tokenizer, self.context, data, self.folder)
         scores = evaluation.evaluate(self.model, task, precision)
         # A model that counted the run's text says nothing of another one.
@@ -249,15 +257,14 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise RunError(f"{path}: damaged, it has no {key!r}.")
     if not isinstance(config.get("task"), dict):
         config["task"] = {"name": config.get("task", "language")}  # as it was written before there were others
-    text = config["task"].get("name") == LanguageTask.name
-    keys: tuple[str, ...] = ("fingerprint",)
-    if text:
-        keys = ("files", "validation", "encoding", "fraction", "fingerprint")
-    elif config["task"].get("name") == TranslationTask.name:
-        keys = ("files", "corpus", "encoding", "fingerprint")
-    for key in keys:
+    name = config["task"].get("name")
+    if not isinstance(name, str):
+        raise RunError(f"{path}: damaged, its 'task' has no 'name'.")
+    for key in DATA_KEYS.get(name, ("fingerprint",)):
         if key not in config["data"]:
             raise RunError(f"{path}: damaged, its 'data' has no {key!r}.")
+    if not isinstance(config["data"].get("encoding", ""), str):
+        raise RunError(f"{path}: damaged, the 'encoding' of its 'data' is no name.")
     return config
 
 

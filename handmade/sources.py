@@ -121,7 +121,9 @@ def read_pairs(
 def _as_begun(request: Request, options: TranslationConfig, old: run.Run) -> TranslationConfig:
     """The options with languages and tokens of the run to begin with. Raises ConfigError for other languages."""
     begun = old.config["task"]
-    known = {name: begun.get(name) for name in ("source", "target") if begun.get(name) not in (None, name)}
+    known: dict[str, Any] = {
+        name: begun.get(name) for name in ("source", "target") if begun.get(name) not in (None, name)
+    }
     for name, language in known.items():
         if getattr(options, name) not in (None, language):
             raise ConfigError(
@@ -129,8 +131,20 @@ def _as_begun(request: Request, options: TranslationConfig, old: run.Run) -> Tra
                 f" {known.get('source', 'another language')} to {known.get('target', 'another')}."
                 " Leave it out, or train without --from."
             )
-    kind: Any = old.tokenizer
-    return options.replace(**known, tokens=kind.source.kind)
+    record, files = old.config["data"], [str(Path(name).resolve()) for name in request.data]
+    if request.data[0] == record["corpus"] or files == record["files"]:
+        # Divided in another way, pairs that it was trained on would be asked of it.
+        usual = TranslationConfig()
+        for name in ("seed", "validation", "test"):
+            if getattr(options, name) not in (getattr(usual, name), begun.get(name)):
+                raise ConfigError(
+                    f"task.{name} = {getattr(options, name)}: --from {request.start} kept other pairs back, with"
+                    f" {begun.get(name)}: it would be tested on what it was trained on. Leave it out."
+                )
+            known[name] = begun.get(name)
+    tokens: Any = old.tokenizer
+    sizes = {name: begun[name] for name in ("source_vocabulary", "target_vocabulary") if name in begun}
+    return options.replace(**known, **sizes, tokens=tokens.source.kind)
 
 
 def digest(tokenizer: Tokenizer) -> str:

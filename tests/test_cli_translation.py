@@ -220,6 +220,17 @@ def test_fine_tuning_keeps_weights_and_tokens(here: Path, tmp_path: Path, capsys
     assert new.tokenizer.to_dict() == old.tokenizer.to_dict()
 
 
+def test_fine_tuning_on_the_same_pairs_keeps_the_same_back(here: Path, tmp_path: Path, capsys: Any) -> None:
+    """Else it would be tested on pairs that it was trained on."""
+    words = ["train", "pairs.tsv", "--task", "translation", "--from", "runs/pairs", "--set", "train.steps=1"]
+    cli.main([*words, "--out", str(tmp_path / "run")])  # nothing is said of how many
+    old, new = hm.load("runs/pairs").task, hm.load(tmp_path / "run").task
+    assert list(new.split.test) == list(old.split.test)
+    capsys.readouterr()
+    told = refused(capsys, *words, "--set", "task.seed=5", "--out", str(tmp_path / "other"))
+    assert "it would be tested on what it was trained on" in told
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -175,3 +175,73 @@ def test_the_name_of_an_encoding_for_what_is_packed(tmp_path: Path) -> None:
 
 def test_a_text_for_a_preset_of_pairs_is_refused_by_its_name(table: Path, capsys: Any) -> None:
     assert "--preset luong-2015: takes pairs" in refused(capsys, "train", "pairs.tsv", "--preset", "luong-2015")
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Runs
+
+
+@pytest.fixture
+def trained(table: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    from handmade import curve
+
+    monkeypatch.setattr(curve, "draw", lambda folder: None)
+    shape = ("model.width=8", "model.heads=2", "model.encoder_layers=1", "model.decoder_layers=1")
+    few = (*shape, "train.steps=1", "train.batch=4", "train.threads=1", "task.validation=4", "task.test=4")
+    job = jobs.new(Request(data=("pairs.tsv",), task="translation", set=few), lambda *_: None)
+    job.write()
+    assert job.trainer is not None
+    job.trainer.train(progress=False)
+    return table
+
+
+def test_what_is_wrong_with_a_run_or_a_place_is_said_in_a_line(trained: Path, capsys: Any) -> None:
+    import json
+    import os
+
+    sample = ("sample", "runs/pairs", "--prompt", "猫")
+    assert "must be from 1 to" in refused(capsys, *sample, "--tokens", "0")
+    assert "the positions of the model" in refused(capsys, *sample, "--tokens", "9999")
+    assert "--attention : must be the name of a file" in refused(capsys, *sample, "--attention", "")
+    os.mkfifo("pipe")  # as /dev/null, which a rename would take away
+    assert "pipe: no file" in refused(capsys, *sample, "--attention", "pipe")
+    assert not Path("pipe").is_file()
+
+    # Its own pairs are gone: others are scored all the same.
+    trained.rename("moved.tsv")
+    cli.main(["eval", "runs/pairs", "--data", "moved.tsv"])
+    assert "BLEU" in capsys.readouterr().out
+    assert "nowhere.tsv: no such file." in refused(capsys, "eval", "runs/pairs", "--data", "nowhere.tsv")
+
+    config = Path("runs/pairs/config.json")
+    whole = json.loads(config.read_text())
+    for part, change, told in (
+        ("task", {"beams": -1}, "config.json: damaged."),
+        ("task", {"name": None}, "has no 'name'"),
+        ("data", {"encoding": 5}, "is no name"),
+    ):
+        config.write_text(json.dumps({**whole, part: {**whole[part], **change}}))
+        assert told in refused(capsys, *sample)
+
+
+def test_other_languages_than_those_of_the_run_to_begin_with(trained: Path, capsys: Any) -> None:
+    import json
+
+    config = Path("runs/pairs/config.json")
+    whole = json.loads(config.read_text())
+    config.write_text(json.dumps({**whole, "task": {**whole["task"], "source": "ja", "target": "en"}}))
+    words = ("train", "pairs.tsv", "--task", "translation", "--from", "runs/pairs", "--out", "runs/new")
+    assert "translates ja to en" in refused(capsys, *words, "--source", "de")
+
+
+def test_figures_are_told_where_a_picture_cannot_be_drawn(trained: Path, capsys: Any, monkeypatch: Any) -> None:
+    from handmade.cli import evaluate
+
+    def no_font(run: Any, beside: Any) -> list[Path]:
+        raise ResourceError("a picture needs the package matplotlib-fontja.")
+
+    monkeypatch.setattr(evaluate, "draw", no_font)
+    cli.main(["eval", "runs/pairs"])
+    said = capsys.readouterr()
+    assert "BLEU" in said.out
+    assert said.err == "not drawn: a picture needs the package matplotlib-fontja.\n"

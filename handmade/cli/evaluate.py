@@ -62,9 +62,11 @@ def evaluate(
     elif asked is not None:
         print("\n".join(marked(scores)))
     else:
+        # Of a translation the figures are told without its own pairs, which may be gone.
+        teller = found.translator if found.translates else found.task
         line = None if found.config["family"] == "counting" else scores["counting_line"]
-        print(describe(f"{run} on {', '.join(data or named(found.config))}", found.task.tell(scores), scores, line))
-    if asked is None and not data:
+        print(describe(f"{run} on {', '.join(data or named(found.config))}", teller.tell(scores), scores, line))
+    if asked is None and not (data and found.translates):
         show(found, beside, quiet=json)
 
 

@@ -80,6 +80,7 @@ class TranslationOptions(Options):
     """Draw where the model looked at each word that it wrote, into this PNG file."""
 
     def check(self) -> None:
+        self.require("attention", self.attention is None or Path(self.attention).name != "", "the name of a file")
         if self.beams is None and self.n_best == 1:
             return  # without torch, for --help
         from handmade.translating import MOST_BEAMS
@@ -265,13 +266,16 @@ class Translator(Writer):
             raise ConfigError("--attention draws one sentence, and --split makes several. Leave one of them out.")
         if how.attention is not None and getattr(run.model.config, "attention", "") == "none":
             raise ConfigError(f"--attention: the model of {run.folder} has no attention to draw.")
-        if options.tokens < 1:
-            raise ConfigError("--tokens 0: must be at least 1.")
         self.run, self.options, self.how = run, options, how
         try:
             self.drawing = options.sampling() if draws else None
         except ConfigError as problem:
             raise ConfigError(as_options(problem)) from None
+        context = getattr(run.model, "context", None)
+        most = options.tokens if options.tokens != DEFAULTS.tokens else None
+        if most is not None and (most < 1 or (context is not None and most > context)):
+            bound = "at least 1" if context is None else f"from 1 to {context}, the positions of the model"
+            raise ConfigError(f"--tokens {most}: must be {bound}.")
         self.pictures = how.attention is not None
         self.terminal = sys.stdout.isatty()
         self.texts = 0

@@ -261,7 +261,9 @@ class TranslationTask(RunTask):
         search = search or BeamConfig(beams=self.config.beams, length_penalty=self.config.length_penalty)
         if split:
             if search.nbest > 1:
-                raise ConfigError("A text that is split has one translation: that of its sentences. Leave n-best out.")
+                raise ConfigError(
+                    "A text that is split has one translation: that of its sentences. Leave --n-best out."
+                )
             parts = [pieces(sentence) for sentence in sentences]
             every = [piece for part in parts for piece in part]
             for piece, ids in zip(every, self.tokenizer.encode_sources(every, strict=False), strict=True):
