@@ -218,7 +218,7 @@ def test_the_scale_of_the_functions_is_the_kernel_s(scale, causal):
     )
     ways = [lambda q, k, v: attention.attend(q, k, v, causal=causal, scale=scale)]
     ways += [lambda q, k, v: attention.attention_weights(q, k, causal=causal, scale=scale) @ v]
-    ways += [lambda q, k, v: attention.attend_by_products(q, k, v, scale=scale)] if causal else []
+    ways += [lambda q, k, v: attention.attend_by_products(q, k, v, causal=causal, scale=scale)]
     for way in ways:
         for name, value in run(way, [queries, keys, values]).items():
             equal(value, truth[name])

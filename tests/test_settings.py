@@ -6,7 +6,7 @@ from handmade import settings
 from handmade.errors import ConfigError, DataError
 from handmade.models import FAMILIES
 from handmade.presets import PRESETS
-from handmade.settings import build, from_file, from_words, merged, to_toml
+from handmade.settings import build, from_file, from_words, merged, sizes_of, to_toml
 
 SIZES = {"vocab_size": 65}
 
@@ -162,7 +162,8 @@ def test_to_a_file_and_back(name, file):
     expected = merged(tables, given)
     found = file(to_toml(expected), preset.family)
     assert found == expected
-    assert build(preset.family, found, SIZES) == build(preset.family, expected, SIZES)
+    sizes = dict.fromkeys(sizes_of(preset.family), 65)
+    assert build(preset.family, found, sizes) == build(preset.family, expected, sizes)
 
 
 def test_whole_configs_go_to_a_file_and_back(file):
