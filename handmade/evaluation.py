@@ -84,9 +84,10 @@ def pairs_again(
     tokenizer: Tokenizer,
     sources: Sequence[str | os.PathLike[str]] = (),
     other: bool = False,
+    advice: str = " Name others with --data.",
 ) -> TranslationTask:
     """The task of a run of translation, with its pairs: from where they were, or from where they are now (`sources`).
-    With `other`, the pairs of `sources` are others, and all of them are to be scored.
+    With `other`, the pairs of `sources` are others, and all of them are to be scored. `advice`: what to do where they are gone.
 
     Raises DataError when they are gone or have changed, ConfigError for those of other languages.
     """
@@ -97,7 +98,7 @@ def pairs_again(
     if gone:
         if other:
             raise DataError(f"{gone[0]}: no such file.")
-        raise DataError(f"{gone[0]}: the pairs of this run are not there any more. Name others with --data.")
+        raise DataError(f"{gone[0]}: the pairs of this run are not there any more.{advice}")
     found = pair_data.find(names, task.config, encoding=record["encoding"])
     if other:
         return TranslationTask(task.config, task.tokenizer, PairSplit(found, found, found))

@@ -252,8 +252,8 @@ def split(pairs: Pairs, validation: int | None = None, test: int | None = None, 
     wanted = [min(TEST, tenth) if test is None else test, min(VALIDATION, tenth) if validation is None else validation]
     if min(wanted) < 1 or sum(wanted) >= len(once):
         raise DataError(
-            f"{pairs.name}: {len(once):,} different {'pair' if len(once) == 1 else 'pairs'}; {wanted[1]:,} for validation"
-            f" and {wanted[0]:,} for the test "
+            f"{pairs.name}: {len(once):,} different {'pair' if len(once) == 1 else 'pairs'};"
+            f" {wanted[1]:,} for validation and {wanted[0]:,} for the test "
             f"{'are both needed' if min(wanted) < 1 else 'leave none to train on. Give more pairs'}."
         )
     held: list[list[tuple[str, str]]] = [[], []]

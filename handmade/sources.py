@@ -154,7 +154,8 @@ def again(
         raise ConfigError(f"--resume {folder}: {values['name']} reads no text. Leave out {', '.join(given)}.")
     try:
         if values["name"] == TranslationTask.name:
-            return evaluation.pairs_again(config, tokenizer, given)
+            moved = f"\nIf they have moved: handmade train NEW_PLACE --resume {folder}"
+            return evaluation.pairs_again(config, tokenizer, given, advice=moved)
         return evaluation.task_again(config, tokenizer, folder=folder)
     except ConfigError as problem:
         raise RunError(f"{folder / checkpoint.CONFIG}: damaged. {problem}") from None

@@ -89,7 +89,7 @@ def test_the_test_part_counts_for_the_longest_sentence() -> None:
     with pytest.raises(ConfigError, match=r"model.context = 64: too short.*--set model.context=71"):
         task.fitted(64, lambda *_: None)
     others = TranslationTask(task.config, task.tokenizer, PairSplit(train, train, of(("猫", "cats" * 50))))
-    with pytest.raises(DataError, match="has 201 tokens.*the model sees 71"):
+    with pytest.raises(DataError, match=r"has 201 tokens.*the model sees 71"):
         others.evaluate(model)
 
 
@@ -209,6 +209,7 @@ def test_what_is_wrong_with_a_run_or_a_place_is_said_in_a_line(trained: Path, ca
 
     # Its own pairs are gone: others are scored all the same.
     trained.rename("moved.tsv")
+    assert "NEW_PLACE --resume runs/pairs" in refused(capsys, "train", "--resume", "runs/pairs")
     cli.main(["eval", "runs/pairs", "--data", "moved.tsv"])
     assert "BLEU" in capsys.readouterr().out
     assert "nowhere.tsv: no such file." in refused(capsys, "eval", "runs/pairs", "--data", "nowhere.tsv")
