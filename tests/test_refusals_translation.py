@@ -209,6 +209,7 @@ def test_what_is_wrong_with_a_run_or_a_place_is_said_in_a_line(trained: Path, ca
 
     # Its own pairs are gone: others are scored all the same.
     trained.rename("moved.tsv")
+    assert "NEW_PLACE --resume runs/pairs" in refused(capsys, "train", "--resume", "runs/pairs")
     cli.main(["eval", "runs/pairs", "--data", "moved.tsv"])
     assert "BLEU" in capsys.readouterr().out
     assert "nowhere.tsv: no such file." in refused(capsys, "eval", "runs/pairs", "--data", "nowhere.tsv")
