@@ -87,7 +87,8 @@ def pairs_again(
     advice: str = " Name others with --data.",
 ) -> TranslationTask:
     """The task of a run of translation, with its pairs: from where they were, or from where they are now (`sources`).
-    With `other`, the pairs of `sources` are others, and all of them are to be scored. `advice`: what to do where they are gone.
+    With `other`, the pairs of `sources` are others, and all of them are to be scored.
+    `advice`: what to do where they are gone.
 
     Raises DataError when they are gone or have changed, ConfigError for those of other languages.
     """
