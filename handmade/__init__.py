@@ -38,7 +38,7 @@ _HOME = {
     "SubwordTokenizer": "handmade.subwords",
     "TrainConfig": "handmade.training",
     "Trainer": "handmade.training",
-    "TranslationConfig": "handmade.tasks.translation.task",
+    "TranslationConfig": "handmade.tasks.translation.translator",
     "TranslationTask": "handmade.tasks.translation.task",
     "generate": "handmade.generation",
     "kernels": "handmade.layers.kernels",

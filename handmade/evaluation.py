@@ -15,7 +15,7 @@ from handmade import corpora, data
 from handmade.data import TextData
 from handmade.errors import ConfigError, DataError, RunError, TokenizerError, did_you_mean
 from handmade.pairs import PairSplit
-from handmade.tasks import TASKS, GeneratedTask, LanguageTask, RunTask, TranslationConfig, TranslationTask
+from handmade.tasks import TASKS, GeneratedTask, LanguageTask, RunTask, TranslationConfig, TranslationTask, Translator
 from handmade.tasks.language import WINDOW
 from handmade.tasks.translation import data as pair_data
 from handmade.tokenizers import Tokenizer
@@ -71,12 +71,12 @@ def task_again(
     return task
 
 
-def translator(config: Mapping[str, Any], tokenizer: Tokenizer) -> TranslationTask:
+def translator(config: Mapping[str, Any], tokenizer: Tokenizer) -> Translator:
     """The task of a run of translation without its pairs: enough to translate."""
     options = TranslationConfig.from_dict(
         {option: value for option, value in config["task"].items() if option != "name"}
     )
-    return TranslationTask(options, tokenizer)  # type: ignore[arg-type]
+    return Translator(options, tokenizer)  # type: ignore[arg-type]
 
 
 def pairs_again(

@@ -240,7 +240,7 @@ PRESETS: dict[str, Preset] = {
 _TRANSLATING: dict[str, Any] = {"batch": 128, "steps": 1500, "clip": 1.0, "compile": "no", "evaluate_every": 250}
 _LSTM: dict[str, Any] = {
     "family": "seq2seq-lstm",
-    "vocab_size": 3_000,
+    "vocab_size": 4_000,
     "train": _TRANSLATING,
     "optimizer": {"name": "adamw", "learning_rate": 0.003, "betas": (0.9, 0.98)},
     "schedule": {"name": "stable-then-decay", "warmup": 0.02, "decay": 0.6, "final": 0.0},
@@ -272,7 +272,7 @@ PRESETS |= {
         "the transformer as it was published: post-norm, sinusoidal positions, scaled embeddings, its warm-up",
         "Vaswani et al. 2017, 'Attention Is All You Need' (arXiv:1706.03762), smaller",
         family="seq2seq",
-        vocab_size=3_000,
+        vocab_size=4_000,
         model={"encoder_layers": 2, "decoder_layers": 2, "heads": 4, "width": 256, "hidden": 1024, "dropout": 0.1},
         train={**_TRANSLATING, "clip": None},
         # Section 5.3: betas 0.9 and 0.98, eps 1e-9. Its 4,000 of 100,000 steps of warm-up are a larger part of few.

@@ -22,7 +22,7 @@ from handmade import checkpoint, evaluation, machine, tokenizers
 from handmade.errors import ConfigError, RunError
 from handmade.generation import SamplingConfig
 from handmade.models import FAMILIES
-from handmade.tasks import GeneratedTask, LanguageTask, RunTask, Translation, TranslationTask
+from handmade.tasks import GeneratedTask, LanguageTask, RunTask, Translation, TranslationTask, Translator
 from handmade.tokenizers import Tokenizer
 from handmade.translating import BeamConfig
 from handmade.writing import generate_text, stream_text
@@ -116,7 +116,7 @@ class Run:
         return self.config["task"]["name"] == TranslationTask.name
 
     @functools.cached_property
-    def translator(self) -> TranslationTask:
+    def translator(self) -> Translator:
         """What a run of translation needs to translate; its pairs need not be there. Raises ConfigError for others."""
         if not self.translates:
             raise ConfigError(f"{self.folder}: does not translate. Train one that does: handmade train tatoeba-ja-en")

@@ -315,7 +315,7 @@ def test_a_run_of_another_task_is_no_beginning(here: Path, tmp_path: Path) -> No
     job = jobs.new(Request(data=("addition",), set=tiny, out=tmp_path / "sums"), lambda *_: None)
     job.write()
     job.trainer.train(progress=False)
-    with pytest.raises((ConfigError, RunError), match="reads one text, and no pairs"):
+    with pytest.raises((ConfigError, RunError), match=r"sums: reads one text, and no pairs"):
         jobs.new(
             Request(data=("pairs.tsv",), task="translation", start=tmp_path / "sums", out=tmp_path / "x"),
             lambda *_: None,

@@ -17,7 +17,8 @@ from handmade.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from handmade.models.seq2seq_recurrent import Seq2SeqLSTMConfig
 from handmade.pair_tokenizer import PairTokenizer
 from handmade.pairs import Pairs, PairSplit, read_parallel, read_table
-from handmade.tasks.translation.task import TranslationConfig, TranslationTask
+from handmade.tasks.translation.task import TranslationTask
+from handmade.tasks.translation.translator import TranslationConfig, Translator
 from handmade.translating import MOST_BEAMS, BeamConfig
 
 pytest.importorskip("tokenizers")
@@ -128,7 +129,7 @@ def test_a_picture_of_a_model_without_attention_is_refused_first() -> None:
     class Plain:
         config = Seq2SeqLSTMConfig(vocab_size=9, source_vocab_size=9, attention="none")
 
-    task = TranslationTask(TranslationConfig(), None)  # type: ignore[arg-type]
+    task = Translator(TranslationConfig(), None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="has no attention"):
         task.picture(Plain(), ["猫"])  # type: ignore[arg-type]
 

@@ -18,7 +18,8 @@ from handmade.pair_tokenizer import END, PAD, START, PairTokenizer
 from handmade.pairs import Pairs, PairSplit
 from handmade.schedules import ScheduleConfig
 from handmade.tasks.translation.batches import PairRows
-from handmade.tasks.translation.task import TranslationConfig, TranslationTask, pieces
+from handmade.tasks.translation.task import TranslationTask
+from handmade.tasks.translation.translator import TranslationConfig, pieces
 from handmade.training import TrainConfig, Trainer, seeded
 from handmade.translating import BeamConfig
 

@@ -113,7 +113,7 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
             "memory  while training\n"
             "batch   rows at once; 64 x 8: a step adds up 64 batches of 8\n"
             f"Counted with {CHARACTERS} characters, except where the source has its own vocabulary;\n"
-            "those of translation with 3,000 tokens a language.\n"
+            "those of translation with 4,000 tokens a language.\n"
             "Train one: handmade train TEXT --preset NAME, translation: handmade train PAIRS ..."
         )
     )

@@ -6,7 +6,8 @@ The trainer knows no task by name; it asks for the five things of `Task`. The co
 from handmade.tasks.arithmetic import ARITHMETIC
 from handmade.tasks.base import Batch, Choice, Drawn, GeneratedTask, RunTask, Say, Tables, Task
 from handmade.tasks.language import LanguageTask
-from handmade.tasks.translation.task import Translation, TranslationConfig, TranslationTask
+from handmade.tasks.translation.task import TranslationTask
+from handmade.tasks.translation.translator import Translation, TranslationConfig, Translator
 
 # What `handmade train` takes by name and makes from its options alone.
 TASKS: dict[str, type[GeneratedTask]] = {task.name: task for task in ARITHMETIC}
@@ -25,4 +26,5 @@ __all__ = [
     "Translation",
     "TranslationConfig",
     "TranslationTask",
+    "Translator",
 ]

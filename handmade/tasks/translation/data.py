@@ -12,7 +12,7 @@ from handmade.pair_corpora import PAIR_CORPORA, Say, find_pairs
 from handmade.pair_tokenizer import PairTokenizer
 from handmade.pairs import LANGUAGES, Pairs, PairSplit, read_parallel, read_table, split
 from handmade.tasks.translation import scores
-from handmade.tasks.translation.task import TranslationConfig
+from handmade.tasks.translation.translator import TranslationConfig
 
 
 def is_corpus(name: str) -> bool:

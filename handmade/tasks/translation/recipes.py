@@ -53,7 +53,7 @@ def transformer(shape: Mapping[str, Any], asked: Mapping[str, Mapping[str, Any]]
     size = Size(shape["encoder_layers"], shape["heads"], shape["width"], shape["context"], TRAIN["batch"])
     fitting = {name: value for name, value in fitting_heads(size, asked.get("model", {})).items() if name in shape}
     return {
-        "model": {**MODEL, **shape, "dropout": 0.2, **fitting},
+        "model": {**MODEL, **shape, "dropout": 0.15, **fitting},
         "train": dict(TRAIN),
         "optimizer": dict(OPTIMIZER),
         "schedule": dict(SCHEDULE),
