@@ -138,7 +138,10 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
     first = request.data[0]
     if kind is TranslationTask:
         pairs.require(request.data)
-    folder = find_folder(request, known[first].name if first in known else Path(first).stem)
+    name = known[first].name if first in known else first
+    if kind is TranslationTask:
+        name = pairs.folder_name(first, request.source, request.target)
+    folder = find_folder(request, name)
     old = run.load(request.start, "cpu") if request.start else None
     preset = presets.find(request.preset) if request.preset else None
     family = find_family(request, preset, old, kind)

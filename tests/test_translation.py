@@ -18,6 +18,7 @@ from handmade.pair_tokenizer import END, PAD, START, PairTokenizer
 from handmade.pairs import Pairs, PairSplit
 from handmade.schedules import ScheduleConfig
 from handmade.tasks.translation.batches import PairRows
+from handmade.tasks.translation.data import folder_name
 from handmade.tasks.translation.task import TranslationTask
 from handmade.tasks.translation.translator import TranslationConfig, pieces
 from handmade.training import TrainConfig, Trainer, seeded
@@ -241,6 +242,21 @@ def test_what_cannot_be_translated(
     task, trainer = learnt
     with pytest.raises(error, match=words):
         task.answers(trainer.model, [sentence])
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("tatoeba-ja-en", None, None), "tatoeba-ja-en"),
+        (("tatoeba-ja-en", "ja", "en"), "tatoeba-ja-en"),
+        (("tatoeba-ja-en", "de", None), "tatoeba-de-en"),
+        (("tatoeba-ja-en", "en", "ja"), "tatoeba-en-ja"),
+        (("data/pairs.tsv.gz", "de", "en"), "pairs"),
+        (("all.ja", None, None), "all"),
+    ],
+)
+def test_a_run_is_called_after_its_pairs(words: tuple, name: str) -> None:
+    assert folder_name(*words) == name
 
 
 def test_unknown_characters() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from handmade import subwords
 from handmade.errors import ConfigError, DataError
@@ -78,6 +79,19 @@ def require_packages(subwords_too: bool) -> None:
         subwords.load_library()
 
 
+def folder_name(name: str, source: str | None, target: str | None) -> str:
+    """What a run on these pairs is called.
+
+    >>> folder_name("tatoeba-ja-en", "de", None), folder_name("data/pairs.tsv.gz", None, None)
+    ('tatoeba-de-en', 'pairs')
+    """
+    if not is_corpus(name):
+        return Path(Path(name).name.removesuffix(".gz")).stem
+    if (source or "ja", target or "en") == ("ja", "en"):
+        return name
+    return f"{name.removesuffix('-ja-en')}-{source or 'ja'}-{target or 'en'}"
+
+
 def prepare(pairs: Pairs, config: TranslationConfig) -> PairSplit:
     """Apart, as the options say. Raises DataError where a part would be empty."""
     return split(pairs, config.validation, config.test, config.seed)
@@ -91,4 +105,4 @@ def train_tokenizer(parts: PairSplit, config: TranslationConfig) -> PairTokenize
     )
 
 
-__all__ = ["find", "is_corpus", "prepare", "require", "require_packages", "train_tokenizer"]
+__all__ = ["find", "folder_name", "is_corpus", "prepare", "require", "require_packages", "train_tokenizer"]
