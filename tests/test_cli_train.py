@@ -262,7 +262,7 @@ def test_a_preset_keeps_its_steps_unless_a_time_is_given(trained, monkeypatch):
     said = lines(trained("text.txt", "--preset", "mine"))
     assert "so 4 steps" in said["this machine"][0]
     assert config()["optimizer"]["name"] == "sgd"
-    trained("text.txt", "--preset", "mine", "--minutes", "0.01", "--force")
+    trained("text.txt", "--preset", "mine", "--minutes", "0.03", "--force")
     assert config()["train"]["steps"] > 4
 
 

@@ -456,7 +456,7 @@ def test_nothing_gives_nothing():
         ([[5] * 12 + [END]], {}, r"^source 0 has 13 tokens, the model has 12 positions\. Split the sentence, or train"),
         ([[5, 30, END]], {}, r"^source 0 has the token 30; the model knows 0 to 29\.$"),
         ([[5, -1, END]], {}, r"^source 0 has the token -1; the model knows 0 to 29\.$"),
-        ([[5, END]], {"beams": 0}, r"^BeamConfig.beams = 0: must be at least 1\.$"),
+        ([[5, END]], {"beams": 0}, r"^BeamConfig.beams = 0: must be from 1 to 1,000\.$"),
         ([[5, END]], {"beams": 2, "nbest": 3}, r"^BeamConfig.nbest = 3: must be from 1 to beams = 2\.$"),
         ([[5, END]], {"nbest": 0}, r"^BeamConfig.nbest = 0"),
         ([[5, END]], {"length_penalty": -0.1}, r"^BeamConfig.length_penalty = -0.1: must be 0 or a number above"),
