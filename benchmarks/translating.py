@@ -89,5 +89,5 @@ def measure(shape: dict[str, Any], batch: int, tokens: int, many: int, limit: in
 
 
 def main() -> None:
-    figures = measure(SHAPE, batch=64, tokens=24, many=2000, limit=12, rounds=7)
+    figures = measure(SHAPE, batch=64, tokens=24, many=2000, limit=12, rounds=5)
     save("translating", "seconds to decode sentences, with the cache and without", figures)
