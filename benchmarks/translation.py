@@ -82,10 +82,13 @@ def keep(runs: dict[str, Any]) -> None:
                 **{figure: spread([run[figure] for run in of_case]) for figure in FIGURES},
             }
     save("translation", "BLEU on 2,000 held-out Japanese-English pairs", {"cases": cases, "runs": runs})
-    ladder = [run for run in runs.values() if run["model"] != MAIN]
+    ladder = [run for name in CASES for run in runs.values() if run["model"] == name != MAIN]
     if ladder:
         (RESULTS / "translation.md").write_text(reports.ladder_table(ladder), encoding="utf-8")
-        about = "57,000 Japanese-English pairs, five minutes each; 2,000 others translated"
+        threads = " or ".join(map(str, sorted({run["threads"] for run in ladder})))
+        about = (
+            f"57,000 Japanese-English pairs, about five minutes each on {threads} thread(s); 2,000 others translated"
+        )
         pictures.ladder_picture(ladder, about=about).savefig(RESULTS / "translation.png")
 
 
