@@ -1,4 +1,4 @@
-"""What a person sees of translations: by length, best and worst, padding, the lines while training, the table."""
+"""What a person sees of translations: by length, best and worst, the lines while training, the table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import random
 from itertools import pairwise
 
-import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 from rich.cells import cell_len
@@ -144,27 +143,6 @@ def test_kinds_of_mistakes(hypothesis, reference, kind):
     assert reports.kind(hypothesis, reference) == kind
 
 
-# --- padding -----------------------------------------------------------------------------------------------------
-
-
-def test_real_share_counts_tokens_not_batches():
-    full = (np.ones((1, 2), bool), np.ones((1, 8), bool))
-    half = (np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool), np.array([[1, 1, 1, 1], [1, 0, 0, 0]], bool))
-    found = reports.real_share([full, half])
-    assert found == {
-        "batches": 2,
-        "source_tokens": 6,
-        "target_tokens": 13,
-        "source_share": 6 / 10,  # a mean of the batches' shares would be 3/4
-        "target_share": 13 / 16,
-        "real_share": 19 / 26,
-    }
-    assert reports.real_share([])["real_share"] == 1
-    import torch
-
-    assert reports.real_share([tuple(torch.from_numpy(mask) for mask in half)])["real_share"] == 9 / 16
-
-
 # --- for a person ------------------------------------------------------------------------------------------------
 
 
@@ -179,13 +157,11 @@ def test_what_is_told_fits_a_terminal_and_says_the_figures():
     assert figures["decodings"]["greedy"]["bleu"] == sacrebleu.corpus_bleu(hypotheses, [references], force=True).score
     assert figures["worst"] == []  # of the last decoding, which is perfect
     figures["token_accuracy"], figures["val_loss"], figures["precision"] = 0.57, 2.5, "bfloat16"
-    figures["padding"] = reports.real_share([(np.array([[1, 1, 1, 0]]), np.array([[1, 1, 1, 1]]))])
     rows = reports.told(figures)
     told = dict(rows)
     assert told["greedy"].startswith(f"BLEU {figures['decodings']['greedy']['bleu']:5.2f}   chrF ")
     assert told["tokens right"] == "57.0 %, each with the right ones before it"
     assert told["validation"] == "2.5000 nats a token, bfloat16"
-    assert told["real tokens"] == "87.5 % (sources 75.0 %, targets 100 %); the rest is padding"
     assert told["BLEU signature"] == figures["decodings"]["greedy"]["bleu_signature"]
     assert "worst" not in told
     lines = in_columns(rows)

@@ -253,7 +253,7 @@ class Answerer(Writer):
 
 class Translator(Writer):
     """Writes translations, a line each: the best that is found, or what is drawn where options of the draw are given.
-    Several of a sentence are written with their scores, and a line of three dashes stands between two sentences."""
+    Of the several that --n-best writes each has its score; between two sentences of several stand three dashes."""
 
     def __init__(self, run: Run, options: SampleOptions, how: TranslationOptions) -> None:
         draws = [name for name in changed(options, DEFAULTS) if name not in ("--seed", "--tokens")]
@@ -264,8 +264,8 @@ class Translator(Writer):
                 raise ConfigError(f"{name}: searches, and {', '.join(draws)} draws. Leave one of them out.")
         if how.attention is not None and how.split:
             raise ConfigError("--attention draws one sentence, and --split makes several. Leave one of them out.")
-        if how.attention is not None and getattr(run.model.config, "attention", "") == "none":
-            raise ConfigError(f"--attention: the model of {run.folder} has no attention to draw.")
+        if how.attention is not None:
+            run.translator.require_attention(run.model)
         self.run, self.options, self.how = run, options, how
         try:
             self.drawing = options.sampling() if draws else None

@@ -166,31 +166,6 @@ def in_turn(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Padding
-
-
-def real_share(batches: Iterable[tuple[Any, Any]]) -> dict[str, float | int]:
-    """How much of the batches is real, and how much padding.
-
-    Takes, batch by batch, two masks of the shapes (B, S) and (B, T), True = a real token: of the source, and of the
-    targets that are scored. Returns `batches`, `source_tokens`, `target_tokens`, and the shares `source_share`,
-    `target_share`, `real_share` (of both together; 1 where there is no batch).
-    """
-    count, real, places = 0, [0, 0], [0, 0]
-    for masks in batches:
-        count += 1
-        for side, mask in enumerate(masks):
-            known = np.asarray(mask, dtype=bool)
-            real[side] += int(known.sum())
-            places[side] += known.size
-    source, target, both = (
-        part / whole if whole else 1.0 for part, whole in (*zip(real, places, strict=True), (sum(real), sum(places)))
-    )
-    counts = {"batches": count, "source_tokens": real[0], "target_tokens": real[1]}
-    return {**counts, "source_share": source, "target_share": target, "real_share": both}
-
-
-# --------------------------------------------------------------------------------------------------------------
 # For a person
 
 
@@ -206,8 +181,7 @@ def percent(part: float) -> str:
 def told(figures: Mapping[str, Any], width: int = TEXT) -> list[tuple[str, str]]:
     """The figures of `examined` as lines and tables: label, text. Sentences are clipped at `width` columns.
 
-    Where they are among the figures it also says `token_accuracy`, `val_loss` with `precision`, and what `real_share`
-    returns under `padding`.
+    Where they are among the figures it also says `token_accuracy`, and `val_loss` with `precision`.
     """
     rows = []
     for name, scores in figures["decodings"].items():
@@ -220,8 +194,6 @@ def told(figures: Mapping[str, Any], width: int = TEXT) -> list[tuple[str, str]]
     if "val_loss" in figures:
         precision = f", {figures['precision']}" if "precision" in figures else ""
         rows.append(("validation", f"{figures['val_loss']:.4f} nats a token{precision}"))
-    if "padding" in figures:
-        rows.append(("real tokens", padding_line(figures["padding"])))
     if figures["by_length"]:
         rows.append(("by length", length_table(figures["by_length"])))
     for name in ("best", "worst"):
@@ -230,12 +202,6 @@ def told(figures: Mapping[str, Any], width: int = TEXT) -> list[tuple[str, str]]
     for name, key in (("BLEU signature", "bleu_signature"), ("chrF signature", "chrf_signature")):
         rows.append((name, "\n".join(sorted({scores[key] for scores in figures["decodings"].values()}))))
     return rows
-
-
-def padding_line(share: Mapping[str, float]) -> str:
-    """How much of a batch is real, in one line."""
-    sides = f"sources {percent(share['source_share'])}, targets {percent(share['target_share'])}"
-    return f"{percent(share['real_share'])} ({sides}); the rest is padding"
 
 
 def length_table(decodings: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
