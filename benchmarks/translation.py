@@ -85,10 +85,9 @@ def keep(runs: dict[str, Any]) -> None:
     ladder = [run for name in CASES for run in runs.values() if run["model"] == name != MAIN]
     if ladder:
         (RESULTS / "translation.md").write_text(reports.ladder_table(ladder), encoding="utf-8")
-        threads = " or ".join(map(str, sorted({run["threads"] for run in ladder})))
-        about = (
-            f"57,000 Japanese-English pairs, about five minutes each on {threads} thread(s); 2,000 others translated"
-        )
+        threads = sorted({run["threads"] for run in ladder})
+        said = "one thread" if threads == [1] else f"{' or '.join(map(str, threads))} threads"
+        about = f"57,000 Japanese-English pairs, about five minutes each on {said}; 2,000 others translated"
         pictures.ladder_picture(ladder, about=about).savefig(RESULTS / "translation.png")
 
 
