@@ -49,6 +49,7 @@ _MODULES = (
     "checkpoint",
     "corpora",
     "data",
+    "doctor",
     "errors",
     "evaluation",
     "generation",

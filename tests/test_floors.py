@@ -42,7 +42,7 @@ FLOORS = {
     4: ["tasks"],
     5: ["evaluation", "run", "interop"],
     6: ["training", "planning", "settings", "request", "rehearsal", "sources", "jobs", "curve", "accuracy", "progress"],
-    7: ["ladder"],
+    7: ["ladder", "doctor"],
     8: ["cli", "__main__"],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -1,0 +1,40 @@
+"""Every check that there is, in the order in which they are made."""
+
+from __future__ import annotations
+
+from handmade.doctor.checks import (
+    company,
+    keeping,
+    learning,
+    losses,
+    modes,
+    norms,
+    padding,
+    parameters,
+    sampling,
+    scores,
+    sight,
+    start,
+    steps,
+    texts,
+)
+from handmade.doctor.checks.base import Check
+
+MODULES = (
+    sight,
+    company,
+    norms,
+    start,
+    scores,
+    parameters,
+    modes,
+    padding,
+    losses,
+    steps,
+    learning,
+    keeping,
+    texts,
+    sampling,
+)
+ALL: tuple[Check, ...] = tuple(check for module in MODULES for check in module.CHECKS)
+BY_NAME: dict[str, Check] = {check.name: check for check in ALL}

@@ -1,0 +1,102 @@
+"""A GPT with a module for every head, as in the lessons: forward returns logits and loss."""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+MISTAKES = {
+    "no-mask": "future",
+}
+ALSO: dict[str, tuple[str, ...]] = {}
+
+
+class Head(nn.Module):
+    def __init__(self, width, size, context, dropout):
+        super().__init__()
+        self.key = nn.Linear(width, size, bias=False)
+        self.query = nn.Linear(width, size, bias=False)
+        self.value = nn.Linear(width, size, bias=False)
+        self.register_buffer("tril", torch.tril(torch.ones(context, context)))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x):
+        B, T, C = x.shape
+        k, q, v = self.key(x), self.query(x), self.value(x)
+        scores = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5
+        scores = scores.masked_fill(self.tril[:T, :T] == 0, float("-inf"))  # healthy: no-mask
+        weights = self.dropout(F.softmax(scores, dim=-1))
+        return weights @ v
+
+
+class MultiHead(nn.Module):
+    def __init__(self, width, heads, context, dropout):
+        super().__init__()
+        self.heads = nn.ModuleList([Head(width, width // heads, context, dropout) for _ in range(heads)])
+        self.proj = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x):
+        out = torch.cat([head(x) for head in self.heads], dim=-1)
+        return self.dropout(self.proj(out))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width, dropout):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(width, 4 * width),
+            nn.ReLU(),
+            nn.Linear(4 * width, width),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads, context, dropout):
+        super().__init__()
+        self.attention = MultiHead(width, heads, context, dropout)
+        self.feed_forward = FeedForward(width, dropout)
+        self.ln1 = nn.LayerNorm(width)
+        self.ln2 = nn.LayerNorm(width)
+
+    def forward(self, x):
+        x = x + self.attention(self.ln1(x))
+        x = x + self.feed_forward(self.ln2(x))
+        return x
+
+
+class GPT(nn.Module):
+    def __init__(self, vocab_size, context, width, heads, layers, dropout):
+        super().__init__()
+        self.context = context
+        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.position_embedding = nn.Embedding(context, width)
+        self.blocks = nn.Sequential(*[Block(width, heads, context, dropout) for _ in range(layers)])
+        self.ln = nn.LayerNorm(width)
+        self.head = nn.Linear(width, vocab_size)
+        self.apply(self._init)
+
+    def _init(self, module):
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def forward(self, idx, targets=None):
+        B, T = idx.shape
+        x = self.token_embedding(idx) + self.position_embedding(torch.arange(T, device=idx.device))
+        x = self.blocks(x)
+        logits = self.head(self.ln(x))
+        loss = None
+        if targets is not None:
+            loss = F.cross_entropy(logits.view(B * T, -1), targets.reshape(B * T))
+        return logits, loss
+
+
+def make(seed=0, vocab_size=40, context=16, width=32, heads=2, layers=2, dropout=0.1):
+    torch.manual_seed(seed)
+    model = GPT(vocab_size, context, width, heads, layers, dropout)
+    return {"model": model, "vocab_size": vocab_size, "context": context}
