@@ -246,8 +246,12 @@ class Trainer:
         return tokens
 
     def _loss_of(self, batch: Drawn) -> Tensor:
-        """The sum over the scored targets of a micro-batch, in nats."""
+        """The sum over the scored targets of a micro-batch, in nats. A task may know how to get it without holding all
+        logits at once; compiled, the plain way is fused anyway."""
+        in_pieces = getattr(self.task, "loss_in_pieces", None)
         with self.autocast():
+            if in_pieces is not None and not self.compiled and self.loss_scale == 1.0:
+                return in_pieces(self.model, batch)
             logits = self.task.logits(self.model, batch)
         return self.task.loss(logits, batch)
 

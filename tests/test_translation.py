@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from handmade.errors import ConfigError, TokenizerError
 from handmade.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from handmade.models.seq2seq_recurrent import Seq2SeqLSTM, Seq2SeqLSTMConfig
 from handmade.optimizers import OptimizerConfig
 from handmade.pair_tokenizer import END, PAD, START, PairTokenizer
 from handmade.pairs import Pairs, PairSplit
@@ -134,6 +135,22 @@ def test_the_loss_is_that_of_the_sentences_one_by_one() -> None:
         right = log_probabilities.gather(1, targets[:length, None]).sum()
         alone -= 0.9 * right + 0.1 * log_probabilities.mean(-1).sum()
     torch.testing.assert_close(together.double(), alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["transformer", "LSTM"])
+def test_the_loss_in_pieces_is_the_loss_of_the_logits(family: str) -> None:
+    task = task_of(made_up(), label_smoothing=0.1)
+    model: nn.Module = small_model(task, head_bias=True)
+    if family == "LSTM":
+        config = Seq2SeqLSTMConfig(**task.sizes, width=16, attention="additive")
+        model = Seq2SeqLSTM(config, seeded(0, "initialization"))
+    model = model.double()
+    batch = task.batch(16, torch.Generator().manual_seed(0))
+    whole, pieces = task.loss(task.logits(model, batch), batch), task.loss_in_pieces(model, batch)
+    torch.testing.assert_close(pieces, whole.double(), rtol=1e-12, atol=1e-9)
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(whole, parameters)
+    torch.testing.assert_close(torch.autograd.grad(pieces, parameters), expected, rtol=1e-9, atol=1e-9)
 
 
 class Constant(nn.Module):

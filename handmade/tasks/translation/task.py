@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from handmade.config import Config
 from handmade.errors import ConfigError, DataError
-from handmade.layers import cross_entropy
+from handmade.layers import cross_entropy, linear_cross_entropy
 from handmade.pair_tokenizer import PairTokenizer
 from handmade.pairs import Pairs, PairSplit
 from handmade.tasks.base import Choice, RunTask, Say, Tables, in_columns
@@ -112,6 +112,20 @@ class TranslationTask(Translator, RunTask):  # type: ignore[misc]
         """The sum over the real target tokens, in nats."""
         smoothing = self.config.label_smoothing
         return cross_entropy(logits, batch.targets, label_smoothing=smoothing, reduction="sum")
+
+    def loss_in_pieces(self, model: Any, batch: PairBatch) -> Tensor:
+        """`loss` of `logits`, a few rows of them at a time: with thousands of target tokens they are the largest tensor
+        of a step."""
+        hidden = model.decode_hidden(batch.inputs, model.encode(batch.source))
+        return linear_cross_entropy(
+            hidden,
+            model.head.weight,
+            batch.targets,
+            model.head.bias,
+            label_smoothing=self.config.label_smoothing,
+            reduction="sum",
+            fused=model.head.fused,
+        )
 
     def score(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """On the validation part: `val_loss` in nats a token, `token_accuracy`, the part of tokens that are foreseen
