@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from handmade.doctor.anatomy import all_modules
+from handmade.doctor.anatomy import all_modules, every_parameter, loose_tensors
 from handmade.doctor.findings import NotExamined
 from handmade.doctor.given import Given
-from handmade.doctor.snapshot import undisturbed
+from handmade.doctor.snapshot import generators, set_generators, undisturbed
 from handmade.errors import ConfigError
 
 CONTEXT_NAMES = (
@@ -82,6 +84,7 @@ class Patient:
         self.notes: list[str] = []
         self.failure: str | None = None  # why the model cannot be called
         self.form = Form()
+        self._steady = False
         if given.model is None:
             self.failure = "no model was given"
             return
@@ -179,6 +182,8 @@ class Patient:
         return self._call(tokens, targets, options)
 
     def _call(self, tokens: Tensor, targets: Tensor | None, options: Mapping[str, Any]) -> Any:
+        if self._steady:
+            seed_everything(STEADY)
         if targets is None and self.form.targets:
             targets = tokens.roll(-1, dims=0 if self.form.time_first else -1)
         return self.model(tokens, **options) if targets is None else self.model(tokens, targets, **options)
@@ -237,6 +242,44 @@ class Patient:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextlib.contextmanager
+    def steady(self) -> Iterator[None]:
+        """Inside, every call of the model begins with all global generators at one place: two calls with tokens of one
+        shape draw the same dropout, also where it is on in evaluation, and differ by their tokens alone."""
+        before, self._steady = generators(), True
+        try:
+            yield
+        finally:
+            self._steady = False
+            set_generators(before)
+
+    @contextlib.contextmanager
+    def stirred(self, everything: bool = False) -> Iterator[list[str]]:
+        """Inside, parameters that are all zero (or nearly: none above 0.001) are small and random, so that nothing is
+        hidden behind a projection or a gain that begins at zero. Gives the names of those that were drawn.
+
+        A matrix is drawn from a normal distribution with deviation 1 / sqrt(size of its last axis), anything with fewer
+        axes with 0.1. With `everything`, all matrices are drawn so, whatever they were: then who sees whom is measured
+        alike in a model at its beginning, a trained one and one with saturated scores. Parameters that hold two
+        values alone (a mask kept as a parameter) and frozen ones beside trained ones stay as they are. The weights are
+        back afterwards, bit for bit; no global generator is drawn from.
+        """
+        parameters = weights_of(self.given.model)
+        drawn = {
+            name: one for name, one in parameters.items()
+            if one.detach().abs().max() <= NEARLY_ZERO or (everything and one.dim() >= 2 and not two_valued(one))
+        }  # fmt: skip
+        before = {name: one.detach().clone() for name, one in drawn.items()}
+        try:
+            for one in drawn.values():
+                deviation = one.shape[-1] ** -0.5 if one.dim() >= 2 else 0.1
+                noise = torch.randn(one.shape, generator=self.generator) * deviation
+                one.data.copy_(noise)  # .data: the count of changes that autograd keeps is the person's
+            yield list(drawn)
+        finally:
+            for name, one in drawn.items():
+                one.data.copy_(before[name])
 
     def fresh(self) -> Any:
         """Another instance, with weights drawn anew. Raises NotExamined where nobody said how to make one."""
@@ -355,6 +398,33 @@ class Patient:
                 self.notes.append(f"context is taken as {length}: longer rows fail")
                 self.context = length
             return
+
+
+NEARLY_ZERO = 1e-3
+"""A parameter with no entry above this hides what is behind it: an output projection or a gain that begins at zero."""
+STEADY = 20200101
+
+
+def seed_everything(seed: int) -> None:
+    """Put all global generators at one place."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (whoever draws from the old one is held still too)
+    torch.manual_seed(seed)
+
+
+def weights_of(model: Any) -> dict[str, Tensor]:
+    """Path -> tensor that is learnt: parameters, and tensors in plain attributes that want gradients. Of a model that
+    is frozen as a whole, all parameters."""
+    found: dict[str, Tensor] = {**every_parameter(model), **loose_tensors(model)}
+    found = {name: one for name, one in found.items() if one.is_floating_point() and one.is_leaf and one.numel()}
+    learnt = {name: one for name, one in found.items() if one.requires_grad}
+    return learnt or {name: one for name, one in found.items() if isinstance(one, nn.Parameter)}
+
+
+def two_valued(tensor: Tensor) -> bool:
+    """Whether a tensor holds two values alone, as a mask does: 0 and 1, or 0 and minus infinity."""
+    flat = tensor.detach().flatten()
+    return bool(((flat == flat.min()) | (flat == flat.max())).all()) and bool(flat.min() != flat.max())
 
 
 def shorter(context: int) -> list[int]:
