@@ -42,6 +42,8 @@ class Form:
     """The argument that takes tokens, where it has to be named; None: the first one."""
     nothing: tuple[str, ...] = ()
     """Other arguments that it insists on: they are given None."""
+    ones: tuple[str, ...] = ()
+    """Arguments that say which tokens are real: all are."""
     rows: int | None = None
     """It takes so many rows, and no other number."""
 
@@ -52,6 +54,8 @@ class Form:
             said.append("forward is called with targets")
         if self.nothing:
             said.append(f"forward is called with {', '.join(f'{name}=None' for name in self.nothing)}")
+        if self.ones:
+            said.append(f"forward is called with {', '.join(self.ones)} of ones")
         if self.single:
             said.append("forward takes one sequence without a batch")
         if self.rows is not None:
@@ -82,16 +86,18 @@ def is_target(name: str) -> bool:
     return "target" in name or "label" in name or name in ("y", "ys")
 
 
-def forms_of(model: Any) -> list[Form]:
-    """The forms to try, the usual ones first."""
+def forms_of(model: Any, attention_mask: str | None = None) -> list[Form]:
+    """The forms to try, the usual ones first; `attention_mask`: the argument that says which tokens are real."""
     known = arguments_of(model)
     inputs = next((one.name for one in known[:1] if one.kind == one.KEYWORD_ONLY), None)
     others = known[1:]
     target = next((one.name for one in others if is_target(one.name)), None)
-    nothing = tuple(one.name for one in others if one.default is one.empty and not is_target(one.name))
-    base = [Form(nothing=nothing, inputs_name=inputs)]
+    wanted = [one.name for one in others if one.default is one.empty and not is_target(one.name)]
+    ones = tuple(name for name in wanted if name in ("attention_mask", attention_mask))
+    nothing = tuple(name for name in wanted if name not in ones and "mask" not in name)
+    base = [Form(nothing=nothing, ones=ones, inputs_name=inputs)]
     if target is not None or len(others) > 0 or not known:
-        base.append(Form(targets=True, targets_name=target, nothing=nothing if target else nothing[1:],
+        base.append(Form(targets=True, targets_name=target, nothing=nothing if target else nothing[1:], ones=ones,
                          inputs_name=inputs))  # fmt: skip
     found = []
     for change in ({}, {"single": True}, {"time_first": True}, {"rows": 1}):

@@ -53,9 +53,9 @@ def meet(patient: Patient) -> tuple[int, int]:
     patient.form = found
     if not found.single and found.rows is None and not found.time_first and found.axes in ("BTV", "TBV", "NV"):
         patient.form = which_axis_is_time(patient, found)
-    patient.remembers = remembers(patient)
     if not patient.form.full:
         find_context(patient)
+    patient.remembers = remembers(patient)
     patient.notes += patient.form.describe()
     if patient.remembers:
         patient.notes.append("it carries something from one call to the next, which is put back before each")
@@ -119,7 +119,7 @@ def find_form(patient: Patient, vocabularies: list[int]) -> Form | None:
     """The first form in which it answers; sets `patient.vocab_size`, and for one that insists on full rows the context.
     None, with `patient.failure`, where there is none."""
     failures: list[str] = []
-    forms = forms_of(patient.given.model)
+    forms = forms_of(patient.given.model, patient.given.attention_mask)
     whole = [patient.context] if patient.stated_context is not None else [*lengths(patient), patient.context]
     usual = [max(1, min(patient.context - 1, 7)), *shorter(patient.context)]
     for full, several in ((False, usual), (True, whole)):
@@ -147,9 +147,10 @@ def find_form(patient: Patient, vocabularies: list[int]) -> Form | None:
 
 
 def said(failures: list[str]) -> str:
-    """The failure that tells most: the first one that is not about a missing argument."""
-    telling = [one for one in failures if "missing" not in one or "argument" not in one]
-    return (telling or failures or ["nothing was tried"])[0]
+    """The failure that tells most: that an argument is missing, or the first one."""
+    missing = [one for one in failures if "missing" in one and "argument" in one]
+    wrap = ". Give a function that passes it: lambda tokens: model(tokens, ...)"
+    return missing[0] + wrap if missing else failures[0] if failures else "nothing was tried"
 
 
 def attempt(
@@ -244,7 +245,7 @@ def looks_turned(patient: Patient) -> bool | None:
     changed[row, place] = patient.other(tokens)[row, place]
     order = torch.arange(tokens.shape[1], device=tokens.device).flip(0)
     try:
-        with patient.exposed():
+        with patient.steady(), patient.stirred():
             before, after, swapped = (patient.logits(one) for one in (tokens, changed, tokens[:, order]))
     except Exception:
         return None

@@ -64,6 +64,11 @@ class Patient:
         if self.given.model is None:
             self.failure = "no model was given"
             return
+        shapeless = [
+            path for path, one in self.modules.items() if any(map(nn.parameter.is_lazy, one.parameters(False)))
+        ]
+        if shapeless:
+            raise ConfigError(f"{shapeless[0]}: its weights have no shape yet. Call the model once before.")
         with undisturbed(self.model):
             self.vocab_size, self.context = meet(self)
 
@@ -191,6 +196,8 @@ class Patient:
         elif targets is not None:
             positional.append(targets)
         kept = Kept(self.model) if self.remembers else None
+        for name in self.form.ones:
+            named.setdefault(name, torch.ones_like(tokens))
         if self._steady:
             seed_everything(STEADY)
         try:
@@ -284,26 +291,26 @@ class Patient:
             set_generators(before)
 
     @contextlib.contextmanager
-    def stirred(self, everything: bool = False) -> Iterator[list[str]]:
+    def stirred(self, everything: bool = False, gain: float = 1.0) -> Iterator[list[str]]:
         """Inside, parameters that are all zero (or nearly: none above 0.001) are small and random, so that nothing is
         hidden behind a projection or a gain that begins at zero. Gives the names of those that were drawn.
 
-        A matrix is drawn from a normal distribution with deviation 1 / sqrt(size of its last axis), anything with fewer
-        axes with 0.1. With `everything`, all matrices are drawn so, whatever they were: then who sees whom is measured
-        alike in a model at its beginning, a trained one and one with saturated scores. Parameters that hold two
-        values alone (a mask kept as a parameter) and frozen ones beside trained ones stay as they are. The weights are
-        back afterwards, bit for bit; no global generator is drawn from.
+        A matrix is drawn from a normal distribution with deviation `gain` / sqrt(size of its last axis), anything with
+        fewer axes with 0.1. With `everything`, all matrices are drawn so, whatever they were: then who sees whom is
+        measured alike in a model at its beginning, a trained one and one with saturated scores. Parameters that hold
+        two values alone (a mask kept as a parameter) and frozen ones beside trained ones stay as they are. The weights
+        are back afterwards, bit for bit; no global generator is drawn from.
         """
         weights = weights_of(self.given.model)
         drawn = {
             name: one for name, one in weights.items()
             if one.detach().abs().max() <= NEARLY_ZERO or (everything and one.dim() >= 2 and not two_valued(one))
         }  # fmt: skip
-        with drawn_anew(drawn.values(), self.generator):
+        with drawn_anew(drawn.values(), self.generator, gain):
             yield list(drawn)
 
     @contextlib.contextmanager
-    def exposed(self) -> Iterator[None]:
+    def exposed(self, gain: float = 1.0) -> Iterator[None]:
         """Inside, who sees whom can be measured alike in every model: `steady`, in float32 or better, and `stirred`
         with everything (or with what is zero alone, where the model does not stand that)."""
         with contextlib.ExitStack() as after:
@@ -312,7 +319,7 @@ class Patient:
             if self._can_be_drawn is None:
                 with self.stirred(everything=True):
                     self._can_be_drawn = bool(self.logits(self.tokens(2)).isfinite().all())
-            after.enter_context(self.stirred(everything=self._can_be_drawn))
+            after.enter_context(self.stirred(everything=self._can_be_drawn, gain=gain))
             yield
 
     def trace(
@@ -321,12 +328,15 @@ class Patient:
         until: tuple[str, int] | None = None,
         training: bool = False,
         change: Change | None = None,
+        operations: bool = False,
     ) -> list[Step]:
         """What each module was given and returned, in the order in which they were done, for rows of tokens; without
         gradients. With `until` (path, how often it had run before) the rest of the model is left out; then `change` may
-        change what that module is given."""
+        change what that module is given. With `operations` also what each function of torch returned."""
+        if any(isinstance(one, torch.jit.ScriptModule) for one in self.modules.values()):
+            raise NotExamined("it is scripted: its inside cannot be seen")
         with torch.no_grad(), self.mode(training):
-            return traced(self, tokens, until, change)
+            return traced(self, tokens, until, change, operations)
 
     def fresh(self) -> Any:
         """Another instance, with weights drawn anew. Raises NotExamined where nobody said how to make one."""

@@ -47,13 +47,13 @@ def two_valued(tensor: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def drawn_anew(weights: Iterable[Tensor], generator: torch.Generator) -> Iterator[None]:
-    """Inside, these are drawn from a normal distribution: matrices with deviation 1 / sqrt(size of the last axis), so
-    that features of size one stay so, anything with fewer axes with 0.1."""
+def drawn_anew(weights: Iterable[Tensor], generator: torch.Generator, gain: float = 1.0) -> Iterator[None]:
+    """Inside, these are drawn from a normal distribution: matrices with deviation gain / sqrt(size of the last axis),
+    so that features of size one stay so for a gain of 1, anything with fewer axes with 0.1."""
     before = [(one, one.data, one.detach().clone()) for one in weights]
     try:
         for one, place, _ in before:
-            deviation = one.shape[-1] ** -0.5 if one.dim() >= 2 else 0.1
+            deviation = gain * one.shape[-1] ** -0.5 if one.dim() >= 2 else 0.1
             # `.data`: the count of changes that autograd keeps is the person's.
             place.copy_(torch.randn(one.shape, generator=generator) * deviation)
         yield

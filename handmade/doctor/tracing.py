@@ -5,6 +5,7 @@ B rows, T positions, F features.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ class Step:
     """What one module was given and returned in one of its runs."""
 
     path: str
-    """Of the module; "" is the whole model."""
+    """Of the module; "" is the whole model; of a function of torch, `OPERATION` and its name."""
     run: int
     """How often it had run before, in this call."""
     output: Tensor | None
@@ -52,17 +53,21 @@ Change = Callable[[Tensor], None]
 
 
 def traced(
-    patient: Patient, tokens: Tensor, until: tuple[str, int] | None = None, change: Change | None = None
+    patient: Patient,
+    tokens: Tensor,
+    until: tuple[str, int] | None = None,
+    change: Change | None = None,
+    operations: bool = False,
 ) -> list[Step]:
     """The steps of one call for rows of tokens (B, T), in the order in which they ended: see `Patient.trace`."""
     size = 1 if patient.form.single else patient.form.rows
     if size is None:
-        return _traced(patient, tokens, until, change)
+        return _traced(patient, tokens, until, change, operations)
     parts = []
     for first in range(0, len(tokens), size):
         rows = tokens[first : first + size]
         rows = torch.cat([rows, rows[-1:].expand(size - len(rows), -1)]) if len(rows) < size else rows
-        parts.append(_traced(patient, rows, until, change))
+        parts.append(_traced(patient, rows, until, change, operations))
     return [
         replace(same[0], output=joined([one.output for one in same], len(tokens)),
                 given=joined([one.given for one in same], len(tokens)))
@@ -79,7 +84,9 @@ def joined(tensors: Sequence[Tensor | None], rows: int) -> Tensor | None:
     return torch.cat(known)[:rows]
 
 
-def _traced(patient: Patient, tokens: Tensor, until: tuple[str, int] | None, change: Change | None) -> list[Step]:
+def _traced(
+    patient: Patient, tokens: Tensor, until: tuple[str, int] | None, change: Change | None, operations: bool
+) -> list[Step]:
     rows, length = tokens.shape
     steps: list[Step] = []
     runs: Counter[str] = Counter()
@@ -95,6 +102,13 @@ def _traced(patient: Patient, tokens: Tensor, until: tuple[str, int] | None, cha
                 return view.flatten(2).detach().clone()
         return None
 
+    def after(path: str, output: Any) -> None:
+        given, began = open_ones.pop(path, (None, 0))
+        steps.append(Step(path, runs[path], lay(output), given, began, next(time)))
+        runs[path] += 1
+        if until == steps[-1].key:
+            raise Enough
+
     for path, module in patient.modules.items():
 
         def before(_: nn.Module, args: Any, named: Any, path: str = path) -> Any:
@@ -103,22 +117,39 @@ def _traced(patient: Patient, tokens: Tensor, until: tuple[str, int] | None, cha
             open_ones[path] = lay((args, list(named.values()))), next(time)
             return args, named
 
-        def after(_: nn.Module, __: Any, output: Any, path: str = path) -> None:
-            given, began = open_ones.pop(path, (None, 0))
-            steps.append(Step(path, runs[path], lay(output), given, began, next(time)))
-            runs[path] += 1
-            if until == steps[-1].key:
-                raise Enough
+        def behind(_: nn.Module, __: Any, output: Any, path: str = path) -> None:
+            after(path, output)
 
-        handles += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
+        handles += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(behind)]
+
+    def done(name: str, output: Any) -> None:
+        after(f"{OPERATION}{name}", output)
+
     try:
-        patient.call(tokens)
+        with Operations(done) if operations else contextlib.nullcontext():
+            patient.call(tokens)
     except Enough:
         pass
     finally:
         for handle in handles:
             handle.remove()
     return steps
+
+
+OPERATION = "operation "
+
+
+class Operations(TorchFunctionMode):
+    """Inside, every function of torch is told of: its name and what it returned."""
+
+    def __init__(self, done: Callable[[str, Any], None]) -> None:
+        super().__init__()
+        self.done = done
+
+    def __torch_function__(self, function: Any, kinds: Any, args: Any = (), named: Any = None) -> Any:
+        output = function(*args, **(named or {}))
+        self.done(str(getattr(function, "__name__", "")), output)
+        return output
 
 
 def changed_in(things: Any, rows: int, length: int, time_first: bool, change: Change) -> Any:

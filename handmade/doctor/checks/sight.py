@@ -16,15 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from handmade.doctor.checks.base import Check, check
+from handmade.doctor.checks.company import row_mixing
 from handmade.doctor.findings import Finding, NotExamined, healthy, sick
 from handmade.doctor.meeting import DEAR, told, works
 from handmade.doctor.patient import Patient
 from handmade.doctor.stirring import weights_of
-from handmade.doctor.tracing import Step, reach_of
+from handmade.doctor.tracing import OPERATION, Step, reach_of
 
 PRIMES = (31, 23, 19, 17, 13, 11, 7, 5, 3, 2)
 ROWS = 2
 
+LARGE = 3_000_000
+"""Weights from which on fewer places are asked about."""
 SEEN = 1e-5
 """A change of what is said, relative to the largest, from which on it counts."""
 
@@ -125,16 +128,22 @@ def future(patient: Patient) -> Finding:
     length = length_of(patient)
     with patient.exposed():
         tokens = rows_of(patient, length)
+        places = sorted({1, length - 1} if patient.size > LARGE else {1, length // 2, length - 1})
         worst, place, training = 0.0, 0, False
         for mode in (False, True):
             before = answers(patient, tokens, mode)
-            for one in sorted({1, length // 2, length - 1}):
+            for one in places:
                 there = moved(before[:one], answers(patient, replaced(patient, tokens, one), mode)[:one])
                 if there > worst and not (mode and worst > HIDDEN):
                     worst, place, training = there, one, mode
         slope = leak_of_gradient(patient, tokens)
         where = leaking(patient, tokens, place, training) if worst > HIDDEN else ""
+        aside = row_mixing(patient, tokens, training) if worst > HIDDEN else 0.0
     found = max(worst, slope or 0.0)
+    if aside > SEEN:
+        raise NotExamined(
+            f"other rows are seen{' in training mode' if training else ''}, and later tokens with them: look at `batch`"
+        )
     measured = f"another later token moves earlier logits by {worst:.2g} of the largest"
     measured += ", its gradient is not seen" if slope is None else f", {slope:.2g} of the gradient"
     if found <= HIDDEN:
@@ -178,14 +187,20 @@ def leaking(patient: Patient, tokens: Tensor, place: int, training: bool) -> str
         return moved(one[0, :place], other[0, :place]) > HIDDEN
 
     rows = (tokens, replaced(patient, tokens, place))
-    for one, other in zip(*(patient.trace(row, training=training) for row in rows), strict=False):
+    try:
+        traces = [patient.trace(row, training=training) for row in rows]
+    except NotExamined:
+        return ""
+    for one, other in zip(*traces, strict=False):
         if one.key == other.key and differs(one.output, other.output) and not differs(one.given, other.given):
             return named(patient, one.path)
     return named(patient, "") if "" in patient.modules else ""
 
 
 def named(patient: Patient, path: str) -> str:
-    """A module as a person knows it: its path and its class."""
+    """A module as a person knows it: its path and its class; an operation with the model that it is in."""
+    if path.startswith(OPERATION):
+        return f"{path.removeprefix(OPERATION).strip('_')} in {patient.name or 'the model'}"
     kind = type(patient.modules[path]).__name__
     return f"{path} ({kind})" if path else f"forward of {kind}"
 
@@ -196,7 +211,7 @@ def named(patient: Patient, path: str) -> str:
 @check(
     "past",
     "earlier tokens do not count",
-    reference="Bengio et al. 2003, A Neural Probabilistic Language Model (JMLR 3), section 1: more than one word counts",
+    reference="Bengio et al. 2003, A Neural Probabilistic Language Model (JMLR 3), section 1: why more than one word",
     quick=True,
     demonstration="""\
 import torch
@@ -217,20 +232,24 @@ def past(patient: Patient) -> Finding:
     A model that sees its last token alone counts pairs of tokens, whatever else it is made of, and cannot become better
     than that.
 
-    The tokens at distances 1, 2, 3, 5, 8, ... are changed one at a time. Where none counts, modules that have
-    parameters and never ran are named.
+    The tokens at distances 1, 2, 3, 5, 8, ... (of a large model 1, 4, 13, ...) are changed one at a time. Where none
+    counts, modules that have parameters and never ran are named.
     """
     length = length_of(patient)
-    distances = [d for d in (1, 2, 3, 5, 8, 13, 21, 30, length - 1) if d < length]
+    asked = (1, 4, 13) if patient.size > LARGE else (1, 2, 3, 5, 8, 13, 21)
+    distances = sorted({d for d in (*asked, length - 1) if 0 < d < length})
     with patient.exposed():
         tokens = rows_of(patient, length)
         before = answers(patient, tokens)
         effects = {
             d: moved(before[-1], answers(patient, replaced(patient, tokens, length - 1 - d))[-1]) for d in distances
         }
-        after = answers(patient, replaced(patient, tokens, length - 1))
-        ahead = moved(before[:-1], after[:-1]) if patient.every_position else 0.0
-    strongest = max(effects.values())
+        strongest = max(effects.values())
+        ahead = aside = 0.0
+        if strongest <= SEEN:
+            aside = row_mixing(patient, tokens)
+            if patient.every_position:
+                ahead = moved(before[:-1], answers(patient, replaced(patient, tokens, length - 1))[:-1])
     reach = max((d for d, effect in effects.items() if effect > SEEN), default=0)
     measured = f"tokens up to {reach} of {length - 1} positions back change what is said last, by up to {strongest:.2g}"
     meant = patient.expects("past")
@@ -245,6 +264,8 @@ def past(patient: Patient) -> Finding:
         return healthy("no earlier token counts, as was meant", "none", value=strongest, limit=SEEN)
     if ahead > SEEN:
         raise NotExamined("the last position sees no earlier one, but earlier ones see it: look at `future`")
+    if aside > SEEN:
+        raise NotExamined("the last position sees no earlier one, but other rows: look at `batch`")
     idle = never_run(patient)
     what = f"built and never called: {', '.join(idle[:4])}{' ...' if len(idle) > 4 else ''}" if idle else (
         "attention that sees only its own position (a mask of the diagonal, a softmax over one key), or nothing that"
@@ -294,6 +315,9 @@ def never_run(patient: Patient) -> list[str]:
 
 # order
 
+GAINS = (1.0, 4.0)
+"""How strongly matrices are drawn, one after the other, until order is seen: in a model without norms scores are small
+at first, and attention is all but a mean, whatever positions there are."""
 TOLD_APART = 1e-3
 """Swapping two tokens over replacing one, where positions first mix: to be measured."""
 
@@ -360,18 +384,25 @@ def blind(patient: Patient) -> tuple[str, float] | None:
     length = length_of(patient)
     if length < 3:
         raise NotExamined("rows of two positions: one earlier token has no order")
-    with patient.exposed():
-        tokens = rows_of(patient, length)
-        for pair in dict.fromkeys([(length - 3, length - 2), (length // 2 - 1, length // 2), (0, 1)]):
-            mixing = first_mixing(patient, tokens, *pair)
-            if mixing is None:
-                continue
-            if mixing.inside is None and patient.every_position:  # nothing is seen of what happens in it
-                return mixing.where, said_alone(patient, length) or mixing.share
-            if mixing.share > TOLD_APART:
-                return mixing.where, mixing.share
-            return later_mixing(patient, tokens, pair) or (mixing.where, mixing.share)
-    return None
+    found: tuple[str, float] | None = None
+    for gain in GAINS:
+        with patient.exposed(gain):
+            tokens = rows_of(patient, length)
+            for pair in dict.fromkeys([(length - 3, length - 2), (length // 2 - 1, length // 2), (0, 1)]):
+                mixing = first_mixing(patient, tokens, *pair)
+                if mixing is None:
+                    continue
+                if mixing.share > TOLD_APART:
+                    if mixing.inside is None and patient.every_position:  # nothing is seen of what happens in it
+                        return mixing.where, said_alone(patient, length)
+                    return mixing.where, mixing.share
+                found = found or (mixing.where, mixing.share)
+                break
+            if found is not None and gain == 1 and (later := later_mixing(patient, tokens, pair)) is not None:
+                return later
+        if found is None:
+            return None
+    return found
 
 
 @dataclass(frozen=True)
@@ -389,9 +420,22 @@ def first_mixing(
     patient: Patient, tokens: Tensor, one: int, other: int, until: tuple[str, int] | None = None
 ) -> Mixing | None:
     """The first of all things given to and returned by modules that depends, at the last position, on the tokens at
-    both places. None where nothing does."""
+    both places; where no module inside the model shows it, of what functions of torch return. None where nothing does.
+    """
+    operations = until is not None and until[0].startswith(OPERATION)
+    found = _first_mixing(patient, tokens, one, other, until, operations)
+    if found is not None and found.inside is None and not operations:
+        return _first_mixing(patient, tokens, one, other, until, True) or found
+    return found
+
+
+def _first_mixing(
+    patient: Patient, tokens: Tensor, one: int, other: int, until: tuple[str, int] | None, operations: bool
+) -> Mixing | None:
+    if tokens[0, one] == tokens[0, other]:
+        tokens = replaced(patient, tokens, one)
     rows = [tokens, replaced(patient, tokens, one), replaced(patient, tokens, other), swapped(tokens, one, other)]
-    traces = [patient.trace(row, until) for row in rows]
+    traces = [patient.trace(row, until, operations=operations) for row in rows]
     seen: list[tuple[int, float, Step, bool]] = []
     for steps in zip(*traces, strict=False):
         if len({step.key for step in steps}) > 1:
@@ -424,7 +468,7 @@ def share_of(things: Sequence[Tensor | None]) -> float | None:
     return swap / min(first, second) if min(first, second) > SEEN else None
 
 
-def said_alone(patient: Patient, length: int) -> float | None:
+def said_alone(patient: Patient, length: int) -> float:
     """How much what is said differs from position to position where all tokens are the same: positions, or a state,
     are there. Raises NotExamined where nothing differs: relative positions would not show either."""
     same = patient.tokens(patient.form.rows or ROWS, 1).expand(-1, length).contiguous()
@@ -449,14 +493,21 @@ def later_mixing(patient: Patient, tokens: Tensor, pair: tuple[int, int]) -> tup
 
         return change
 
-    for step in patient.trace(tokens):
-        if step.given is None or step.given.shape[1] != length or is_plain(patient.modules[step.path]):
-            continue
+    steps = [one for one in patient.trace(tokens) if one.given is not None and one.given.shape[1] == length]
+    mixing: list[Step] = []
+    for step in steps:  # inner ones come before those that hold them
+        held = [one for one in mixing if one.began > step.began]
+        if len(held) > 1 or is_plain(patient.modules[step.path]):
+            continue  # several layers in a row let some order through by the mask alone
         changes = (None, replace_by_next(pair[0]), replace_by_next(pair[1]), swap)
         outputs = [patient.trace(tokens, step.key, change=change)[-1] for change in changes]
         share = share_of([None if one.output is None or one.key != step.key else one.output[0, -1] for one in outputs])
-        if share is not None and share > TOLD_APART:
+        if share is None:
+            continue
+        if share > TOLD_APART:
             return named(patient, step.path), share
+        if not held:
+            mixing.append(step)
     return None
 
 
@@ -556,10 +607,15 @@ def is_dear(patient: Patient, length: int) -> bool:
 
 def mixing_of(patient: Patient) -> Mixing | None:
     """Where two tokens before the last first reach it, in a short row."""
-    with patient.exposed():
-        tokens = rows_of(patient, length_of(patient))
-        last = tokens.shape[1] - 1
-        return first_mixing(patient, tokens, last - 2, last - 1) if last > 1 else None
+    found: Mixing | None = None
+    for gain in GAINS:
+        with patient.exposed(gain):
+            tokens = rows_of(patient, length_of(patient))
+            last = tokens.shape[1] - 1
+            found = (first_mixing(patient, tokens, last - 2, last - 1) if last > 1 else None) or found
+        if found is None or found.share > TOLD_APART:
+            break
+    return found
 
 
 def refused(patient: Patient, length: int, mixing: Mixing | None) -> str | None:
@@ -577,14 +633,17 @@ def closest(patient: Patient, context: int, inside: tuple[str, int]) -> tuple[fl
     """The least that a swap across the context's end moves what mixes first, and which two tokens those are."""
     sizes = {size for one in weights_of(patient.given.model).values() for size in one.shape}
     length = next(n for n in range(context + 2, context + 100) if n not in sizes)
-    found = []
-    with patient.exposed():
-        tokens = rows_of(patient, length)
-        for pair in ((context - 1, context), (0, context)):
-            mixing = first_mixing(patient, tokens, *pair, until=inside)
-            if mixing is not None:
-                found.append((mixing.share, pair))
-    return min(found, default=(1.0, (context - 1, context)))
+    shares: dict[tuple[int, int], float] = {}
+    for gain in GAINS:
+        with patient.exposed(gain):
+            tokens = rows_of(patient, length)
+            for pair in ((context - 1, context), (0, context)):
+                mixing = first_mixing(patient, tokens, *pair, until=inside)
+                if mixing is not None:
+                    shares[pair] = max(shares.get(pair, 0.0), mixing.share)
+        if all(share > TOLD_APART for share in shares.values()):
+            break
+    return min(((share, pair) for pair, share in shares.items()), default=(1.0, (context - 1, context)))
 
 
 CHECKS: tuple[Check, ...] = (future, past, order, context_end)
