@@ -96,8 +96,7 @@ def make(check: Check, patient: Patient) -> Finding:
                     raise NotExamined(patient.failure)
             else:
                 patient.require(need)
-        held = [patient.given.model] if patient.given.model is not None else []
-        with undisturbed(*held), torch.enable_grad(), warnings.catch_warnings():
+        with undisturbed(*patient.given.belongings()), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = check.body(patient)
     except NotExamined as reason:

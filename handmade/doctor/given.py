@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from handmade.errors import ConfigError, did_you_mean
 
 EXPECTATIONS: dict[str, str] = {
+    "time_first": "True: tokens go in as (T, B). False: as (B, T). Else it is found out",
     "causal": "True: no token may see a later one (the default). False: an encoder, where it may",
     "positions": "True: the order of the tokens counts (the default). False: a bag of tokens was meant",
     "past": "True: earlier tokens count (the default). False: a bigram was meant",
@@ -104,10 +107,15 @@ class Given:
         if self.tokenizer is not None:
             self.encode = self.encode or getattr(self.tokenizer, "encode", None)
             self.decode = self.decode or getattr(self.tokenizer, "decode", None)
+        if self.model is not None and not callable(self.model):
+            raise ConfigError(f"model: a {type(self.model).__name__} cannot be called. Give a module or a function.")
         for name in ("vocab_size", "context"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
                 raise ConfigError(f"{name} = {value!r}: must be a whole number from 1 up.")
+            setattr(self, name, int(value))
 
     @classmethod
     def of(cls, things: Any) -> Given:
@@ -134,22 +142,30 @@ class Given:
                 )
         return cls(**things)
 
+    def belongings(self) -> list[Any]:
+        """All that an examination may change, and has to put back: the model, and what is called or asked. Data is only
+        read."""
+        kept = [one.name for one in fields(self) if one.name not in DATA_FIELDS]
+        return [getattr(self, name) for name in kept if getattr(self, name) is not None]
+
     def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """One batch of the person's own: inputs and targets. Raises what their code raises."""
-        drawn = self.batches() if callable(self.batches) else next(iter(self.batches))
+        drawn = self.batches() if callable(self.batches) else next(iter(self.batches), None)
         return parts_of(drawn)
 
 
+DATA_FIELDS = ("train_data", "validation_data", "windows", "expect")
 INPUTS, TARGETS = ("input_ids", "inputs", "input", "x", "tokens"), ("labels", "targets", "target", "y")
 
 
 def parts_of(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets of a batch. Raises ConfigError for one that has them not."""
+    """Inputs and targets of a batch; arrays of numpy become tensors. Raises ConfigError for one that has them not."""
     if isinstance(batch, Mapping):
         x = next((batch[name] for name in INPUTS if name in batch), None)
         y = next((batch[name] for name in TARGETS if name in batch), None)
     else:
         x, y = (batch[0], batch[1]) if isinstance(batch, (tuple, list)) and len(batch) >= 2 else (None, None)
+    x, y = (torch.from_numpy(one) if isinstance(one, np.ndarray) else one for one in (x, y))
     if not torch.is_tensor(x) or not torch.is_tensor(y):
         raise ConfigError(f"batches: a {type(batch).__name__} came, not (inputs, targets) as two tensors.")
     return x, y

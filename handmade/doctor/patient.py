@@ -6,65 +6,31 @@ B rows, T positions, V vocabulary, C features.
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from handmade.doctor.anatomy import all_modules
+from handmade.doctor.anatomy import all_modules, is_object, reachable, roots
 from handmade.doctor.findings import NotExamined
+from handmade.doctor.forms import Form, logits_in
 from handmade.doctor.given import Given
-from handmade.doctor.snapshot import undisturbed
+from handmade.doctor.meeting import MOST_CONTEXT, meet
+from handmade.doctor.snapshot import Kept, generators, set_generators, undisturbed
+from handmade.doctor.stirring import (
+    NEARLY_ZERO,
+    STEADY,
+    drawn_anew,
+    in_full_precision,
+    seed_everything,
+    two_valued,
+    weights_of,
+)
+from handmade.doctor.tracing import Change, Step, traced
 from handmade.errors import ConfigError
-
-CONTEXT_NAMES = (
-    "context", "block_size", "context_length", "context_size", "max_seq_len", "max_len", "seq_len", "n_positions",
-    "n_ctx", "max_position_embeddings",
-)  # fmt: skip
-VOCABULARY_NAMES = ("vocab_size", "n_vocab", "vocabulary_size", "padded_vocab_size")
-USUAL_CONTEXT = 64
-MOST_CONTEXT = 64
-"""No examination needs longer rows than this, except at the context's end."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a patient is called, and how what comes back is read."""
-
-    targets: bool = False
-    """It wants targets as the second argument."""
-    single: bool = False
-    """It takes one sequence (T,), without a batch."""
-    time_first: bool = False
-    """Tokens are (T, B)."""
-    axes: str = "BTV"
-    """Axes of the logits: "BTV", "BVT", "TBV", "NV" (B and T flattened), "BV" (the last position alone)."""
-    full: bool = False
-    """Rows must have all `context` positions."""
-    kind: str = "logits"
-    """"logits", "log-probabilities" or "probabilities"."""
-
-    def describe(self) -> list[str]:
-        """What is unusual, for a person."""
-        said = []
-        if self.targets:
-            said.append("forward is called with targets")
-        if self.single:
-            said.append("forward takes one sequence without a batch")
-        if self.time_first:
-            said.append("tokens go in as (T, B)")
-        if self.axes not in ("BTV", "TBV"):
-            said.append({"BVT": "logits come as (B, V, T)", "NV": "logits come as (B * T, V)",
-                         "BV": "logits come for the last position alone"}[self.axes])  # fmt: skip
-        if self.full:
-            said.append("rows always have the full context")
-        if self.kind != "logits":
-            said.append(f"forward returns {self.kind}")
-        return said
 
 
 class Patient:
@@ -77,17 +43,34 @@ class Patient:
     """
 
     def __init__(self, given: Given, name: str = "", seed: int = 0) -> None:
-        self.given, self.name = given, name
+        if isinstance(given.model, type):
+            raise ConfigError(f"{given.model.__name__} is a class: give an instance of it.")
+        self.given, self.name = replace(given, model=unwrapped(given.model)), name
         self.generator = torch.Generator().manual_seed(seed)
         self.notes: list[str] = []
-        self.failure: str | None = None  # why the model cannot be called
+        self.failure: str | None = None
+        """Why the model cannot be called."""
         self.form = Form()
-        if given.model is None:
+        self.stated_context: int | None = None
+        """What the person, or the model, said that its context is; `context` is what it can do."""
+        self.end: str | None = None
+        """What a row that is longer than the context was met with, where that has been seen."""
+        self.time_is_known = False
+        """Whether the person said or showed which axis of the tokens is time, and did not leave it to be found out."""
+        self.remembers = False
+        """Whether it carries something from one call to the next."""
+        self._steady = False
+        self._can_be_drawn: bool | None = None
+        if self.given.model is None:
             self.failure = "no model was given"
             return
-        self.vocab_size, self.context = self._sizes()
+        shapeless = [
+            path for path, one in self.modules.items() if any(map(nn.parameter.is_lazy, one.parameters(False)))
+        ]
+        if shapeless:
+            raise ConfigError(f"{shapeless[0]}: its weights have no shape yet. Call the model once before.")
         with undisturbed(self.model):
-            self._meet()
+            self.vocab_size, self.context = meet(self)
 
     # What it is made of
 
@@ -100,10 +83,21 @@ class Patient:
 
     @property
     def module(self) -> nn.Module:
-        """The model as a torch module. Raises NotExamined for a plain function."""
-        if not isinstance(self.model, nn.Module):
+        """The model as a torch module; of a function, the one module that it calls. Raises NotExamined where there is
+        none, or more than one."""
+        if len(self.roots) != 1:
             raise NotExamined("the model is a function: its inside cannot be seen")
-        return self.model
+        return self.roots[0]
+
+    @cached_property
+    def roots(self) -> list[nn.Module]:
+        """The modules that the model stands on: itself, or those that a function calls."""
+        return roots(self.given.model)
+
+    @cached_property
+    def size(self) -> int:
+        """Entries of all weights."""
+        return sum(one.numel() for one in weights_of(self.given.model).values())
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -115,6 +109,8 @@ class Patient:
         for module in self.modules.values():
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 return tensor.device
+        for tensor in weights_of(self.given.model).values():
+            return tensor.device
         return torch.device("cpu")
 
     def require(self, *names: str) -> None:
@@ -171,9 +167,19 @@ class Patient:
         return read.clamp_min(1e-30).log() if self.form.kind == "probabilities" else read
 
     def call(self, tokens: Tensor, targets: Tensor | None = None, **options: Any) -> Any:
-        """What forward returns. Shapes: (B, T) -> a thing, or of a model without a batch a list of B things."""
-        if self.form.single:
-            return [self._call(row, None if targets is None else targets[i], options) for i, row in enumerate(tokens)]
+        """What forward returns for rows (B, T); of a model that takes one sequence, or a fixed number of rows, a list
+        of what it returned for each, which `read` understands."""
+        size = 1 if self.form.single else self.form.rows
+        if size is not None:
+            returned = []
+            for first in range(0, len(tokens), size):
+
+                def cut(thing: Any, first: int = first) -> Any:
+                    return part(thing, tokens, first, size, self.form.single)
+
+                named = {name: cut(one) for name, one in options.items()}
+                returned.append(self._call(cut(tokens), cut(targets), named))
+            return returned
         if self.form.time_first:
             tokens, targets = tokens.T, None if targets is None else targets.T
         return self._call(tokens, targets, options)
@@ -181,27 +187,47 @@ class Patient:
     def _call(self, tokens: Tensor, targets: Tensor | None, options: Mapping[str, Any]) -> Any:
         if targets is None and self.form.targets:
             targets = tokens.roll(-1, dims=0 if self.form.time_first else -1)
-        return self.model(tokens, **options) if targets is None else self.model(tokens, targets, **options)
+        named = {**dict.fromkeys(self.form.nothing), **options}
+        positional = [tokens] if self.form.inputs_name is None else []
+        if self.form.inputs_name is not None:
+            named[self.form.inputs_name] = tokens
+        if targets is not None and self.form.targets_name is not None:
+            named[self.form.targets_name] = targets
+        elif targets is not None:
+            positional.append(targets)
+        kept = Kept(self.model) if self.remembers else None
+        for name in self.form.ones:
+            named.setdefault(name, torch.ones_like(tokens))
+        if self._steady:
+            seed_everything(STEADY)
+        try:
+            return self.model(*positional, **named)
+        except SystemExit as end:
+            raise RuntimeError("forward ended the program (SystemExit)") from end
+        finally:
+            if kept is not None:
+                kept.bring_back(generators=self._steady)
 
     def read(self, returned: Any, shape: torch.Size | tuple[int, ...]) -> Tensor:
         """Logits (B, T, V) out of what forward returned for rows of `shape` (B, T)."""
         rows, length = shape
-        if self.form.single:
-            return torch.cat([self._read(one, 1, length) for one in returned])
+        size = 1 if self.form.single else self.form.rows
+        if size is not None:
+            return torch.cat([self._read(one, size, length) for one in returned])[:rows]
         return self._read(returned, rows, length)
 
     def _read(self, returned: Any, rows: int, length: int) -> Tensor:
-        logits = logits_in(returned, self.vocab_size)
+        logits = logits_in(returned, self.vocab_size, rows, length)
         axes = self.form.axes
         if axes == "TBV":
             return logits.transpose(0, 1)
         if axes == "BVT":
             return logits.transpose(1, 2)
-        if axes == "NV":
-            return logits.view(rows, length, -1)
         if axes == "BV":
-            return logits.view(rows, 1, -1)
-        return logits if logits.dim() == 3 else logits.view(rows, length, -1)
+            return logits.reshape(rows, 1, -1)
+        if axes == "NV" and self.form.time_first:
+            return logits.reshape(length, rows, -1).transpose(0, 1)
+        return logits if logits.dim() == 3 else logits.reshape(rows, length, -1)
 
     @property
     def every_position(self) -> bool:
@@ -210,16 +236,31 @@ class Patient:
 
     @contextlib.contextmanager
     def mode(self, training: bool) -> Iterator[None]:
-        """The whole model in a mode: by its own train() and eval(), which are the person's. Afterwards every module is
-        in the mode it was in."""
-        before = [(one, one.training) for one in self.modules.values()]
-        if isinstance(self.given.model, nn.Module):
-            self.given.model.train(training)
+        """The whole model in a mode, by its own train() and eval(), which are the person's; where these cannot be
+        called so, by torch's. Afterwards every module is in the mode it was in."""
+        before = [(one, one.training) for one in self.switches]
         try:
+            for root in self.roots:
+                switch(root, training)
+            if not isinstance(self.given.model, nn.Module):
+                for one in self.switches:
+                    if not isinstance(one, nn.Module):
+                        one.training = training
             yield
         finally:
             for one, was in before:
                 one.training = was
+
+    @cached_property
+    def switches(self) -> list[Any]:
+        """All that has a mode: modules, hidden ones too, and under a function the plain objects with `training`."""
+        found: list[Any] = list(self.modules.values())
+        if not isinstance(self.given.model, nn.Module):
+            found += [
+                one for one in reachable(self.given.model)
+                if not isinstance(one, nn.Module) and is_object(one) and isinstance(vars(one).get("training"), bool)
+            ]  # fmt: skip
+        return found
 
     @contextlib.contextmanager
     def outputs(self) -> Iterator[dict[str, Any]]:
@@ -238,188 +279,102 @@ class Patient:
             for handle in handles:
                 handle.remove()
 
+    @contextlib.contextmanager
+    def steady(self) -> Iterator[None]:
+        """Inside, every call of the model begins with all global generators at one place: two calls with tokens of one
+        shape draw the same dropout, also where it is on in evaluation, and differ by their tokens alone."""
+        before, self._steady = generators(), True
+        try:
+            yield
+        finally:
+            self._steady = False
+            set_generators(before)
+
+    @contextlib.contextmanager
+    def stirred(self, everything: bool = False, gain: float = 1.0) -> Iterator[list[str]]:
+        """Inside, parameters that are all zero (or nearly: none above 0.001) are small and random, so that nothing is
+        hidden behind a projection or a gain that begins at zero. Gives the names of those that were drawn.
+
+        A matrix is drawn from a normal distribution with deviation `gain` / sqrt(size of its last axis), anything with
+        fewer axes with 0.1. With `everything`, all matrices are drawn so, whatever they were: then who sees whom is
+        measured alike in a model at its beginning, a trained one and one with saturated scores. Parameters that hold
+        two values alone (a mask kept as a parameter) and frozen ones beside trained ones stay as they are. The weights
+        are back afterwards, bit for bit; no global generator is drawn from.
+        """
+        weights = weights_of(self.given.model)
+        drawn = {
+            name: one for name, one in weights.items()
+            if one.detach().abs().max() <= NEARLY_ZERO or (everything and one.dim() >= 2 and not two_valued(one))
+        }  # fmt: skip
+        with drawn_anew(drawn.values(), self.generator, gain):
+            yield list(drawn)
+
+    @contextlib.contextmanager
+    def exposed(self, gain: float = 1.0) -> Iterator[None]:
+        """Inside, who sees whom can be measured alike in every model: `steady`, in float32 or better, and `stirred`
+        with everything (or with what is zero alone, where the model does not stand that)."""
+        with contextlib.ExitStack() as after:
+            after.enter_context(self.steady())
+            after.enter_context(in_full_precision(self))
+            if self._can_be_drawn is None:
+                with self.stirred(everything=True):
+                    self._can_be_drawn = bool(self.logits(self.tokens(2)).isfinite().all())
+            after.enter_context(self.stirred(everything=self._can_be_drawn, gain=gain))
+            yield
+
+    def trace(
+        self,
+        tokens: Tensor,
+        until: tuple[str, int] | None = None,
+        training: bool = False,
+        change: Change | None = None,
+        operations: bool = False,
+    ) -> list[Step]:
+        """What each module was given and returned, in the order in which they were done, for rows of tokens; without
+        gradients. With `until` (path, how often it had run before) the rest of the model is left out; then `change` may
+        change what that module is given. With `operations` also what each function of torch returned."""
+        if any(isinstance(one, torch.jit.ScriptModule) for one in self.modules.values()):
+            raise NotExamined("it is scripted: its inside cannot be seen")
+        with torch.no_grad(), self.mode(training):
+            return traced(self, tokens, until, change, operations)
+
     def fresh(self) -> Any:
         """Another instance, with weights drawn anew. Raises NotExamined where nobody said how to make one."""
         if self.given.build is None:
             raise NotExamined("nothing was given that builds a second instance (`build`)")
         return self.given.build()
 
-    # Getting to know it
 
-    def _sizes(self) -> tuple[int, int]:
-        vocabulary = self.given.vocab_size or self._guess(VOCABULARY_NAMES) or self._embedding_rows()
-        if vocabulary is None:
-            raise ConfigError("vocab_size: it cannot be seen from the model how many tokens there are. Give it.")
-        context = self.given.context or self._guess(CONTEXT_NAMES)
-        if context is None:
-            context = USUAL_CONTEXT
-            self.notes.append(f"context is taken as {context}: the model does not say")
-        return vocabulary, context
-
-    def _guess(self, names: tuple[str, ...]) -> int | None:
-        model = self.given.model
-        for owner in (model, getattr(model, "config", None), getattr(model, "cfg", None), getattr(model, "args", None)):
-            for name in names:
-                value = owner.get(name) if isinstance(owner, dict) else getattr(owner, name, None)
-                if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                    return value
-        return None
-
-    def _embedding_rows(self) -> int | None:
-        for module in self.modules.values():
-            weight = getattr(module, "weight", None)
-            if type(module).__name__.lower().endswith("embedding") and torch.is_tensor(weight) and weight.dim() == 2:
-                return int(weight.shape[0])
-        return None
-
-    def _meet(self) -> None:
-        """Find the form in which the model can be called, or why there is none."""
-        failures: list[str] = []
-        rows = 3
-        for full in (False, True):
-            lengths = [self.context] if full else [max(1, min(self.context - 1, 7)), *shorter(self.context)]
-            for length in lengths:
-                for form in (Form(), Form(targets=True), Form(single=True), Form(single=True, targets=True)):
-                    found = self._try(form, rows, length, failures)
-                    if found is not None:
-                        self._settle(found, full and length == self.context and length > 1, length)
-                        return
-        self.failure = "it could not be called with token ids: " + failures[0] if failures else "it returned nothing"
-
-    def _try(self, form: Form, rows: int, length: int, failures: list[str]) -> Form | None:
-        tokens = self.tokens(rows, length)
-        self.form = form
-        try:
-            with torch.no_grad(), self.mode(training=False):
-                returned = self.call(tokens)
-            one = returned[0] if form.single else returned
-            logits = logits_in(one, self.vocab_size)
-        except Exception as problem:
-            said = str(problem).strip().splitlines()
-            shape = f"({length},)" if form.single else f"({rows}, {length})"
-            failures.append(f"tokens {shape}: {type(problem).__name__}: {said[0] if said else ''}")
-            return None
-        axes = axes_of(logits.shape, 1 if form.single else rows, length, self.vocab_size)
-        if axes is None:
-            failures.append(f"tokens ({rows}, {length}) gave {describe(one)}, in which no logits can be seen")
-            return None
-        if axes == "BV" and length > 1 and not form.targets and self._takes_targets():
-            more = self._try(Form(targets=True, single=form.single), rows, length, failures)
-            if more is not None and more.axes != "BV":
-                return more
-            self.form = form
-        kind = kind_of(logits.float(), self.vocab_size, axes)
-        return Form(form.targets, form.single, form.time_first, axes, form.full, kind)
-
-    def _takes_targets(self) -> bool:
-        forward = self.model.forward if isinstance(self.model, nn.Module) else self.model
-        try:
-            names = [p for p in inspect.signature(forward).parameters.values() if p.kind != p.VAR_KEYWORD]
-        except (TypeError, ValueError):
-            return False
-        return len(names) > 1 and any("target" in p.name or "label" in p.name or p.name == "y" for p in names[1:])
-
-    def _settle(self, form: Form, full: bool, length: int) -> None:
-        self.form = Form(form.targets, form.single, form.time_first, form.axes, full, form.kind)
-        if form.axes == "BTV" and not form.single and length > 1:
-            self._find_time()
-        if not full:
-            self._find_context()
-        self.notes += self.form.describe()
-
-    def _find_time(self) -> None:
-        """Whether (B, T) is taken as (T, B): then what a row says depends on other rows, and on no other place of its
-        own."""
-        tokens = self.tokens(3, min(5, self.length))
-        row, place = 1, tokens.shape[1] // 2
-        changed = tokens.clone()
-        changed[row, place] = self.other(tokens)[row, place]
-        try:
-            moved = (self.logits(changed) - self.logits(tokens)).abs().amax(-1) > 0
-        except Exception:
-            return
-        moved[row, place] = False
-        if moved[:, place].any() and not moved[row].any():
-            self.form = Form(self.form.targets, False, True, "TBV", self.form.full, self.form.kind)
-
-    def _find_context(self) -> None:
-        """Shorten the context to what the model can do."""
-        if self.given.context is not None:
-            return
-        for length in (self.context, *shorter(self.context)):
-            try:
-                self.logits(self.tokens(1, length))
-            except Exception:
-                continue
-            if length < self.context:
-                self.notes.append(f"context is taken as {length}: longer rows fail")
-                self.context = length
-            return
+def part(thing: Any, tokens: Tensor, first: int, size: int, single: bool) -> Any:
+    """What of an argument belongs to `size` rows from `first` on: all of it, unless it has a row for each. Rows that
+    are missing at the end are the last one again."""
+    if not torch.is_tensor(thing) or not thing.dim() or len(thing) != len(tokens):
+        return thing
+    if single:
+        return thing[first]
+    rows = thing[first : first + size]
+    return rows if len(rows) == size else torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])
 
 
-def shorter(context: int) -> list[int]:
-    """Contexts to try when one fails."""
-    return [length for length in (32, 16, 8, 4, 2) if length < context]
+def switch(module: nn.Module, training: bool) -> None:
+    """Put a module in a mode by its own train() or eval(). Some people's mean something else, and need arguments: then
+    by torch's."""
+    try:
+        if training:
+            module.train()
+        else:
+            module.eval()
+    except Exception:
+        nn.Module.train(module, training)
 
 
-def logits_in(returned: Any, vocabulary: int) -> Tensor:
-    """The logits in what a forward returned: a tensor, the first fitting one of a tuple or mapping, or `.logits`.
-    Raises TypeError where there are none."""
-    if torch.is_tensor(returned):
-        return returned
-    for name in ("logits", "output", "prediction"):
-        found = returned.get(name) if isinstance(returned, Mapping) else getattr(returned, name, None)
-        if torch.is_tensor(found):
-            return found
-    several = returned.values() if isinstance(returned, Mapping) else returned
-    if isinstance(several, (list, tuple)) or isinstance(returned, Mapping):
-        tensors = [one for one in several if torch.is_tensor(one) and one.dim() >= 1]
-        for tensor in tensors:
-            if vocabulary in tensor.shape:
-                return tensor
-        if tensors:
-            return tensors[0]
-    raise TypeError(f"it returned {describe(returned)}")
-
-
-def axes_of(shape: torch.Size, rows: int, length: int, vocabulary: int) -> str | None:
-    """Which axes logits have, by their sizes."""
-    sizes = tuple(shape)
-    known: dict[str, tuple[int, ...]] = {
-        "BTV": (rows, length, vocabulary), "BVT": (rows, vocabulary, length), "TBV": (length, rows, vocabulary),
-        "NV": (rows * length, vocabulary), "BV": (rows, vocabulary),
-    }  # fmt: skip
-    if sizes == (rows, 1, vocabulary) and length > 1:
-        return "BV"
-    if rows == 1:  # one sequence: a batch of one may be left out
-        known["TV"] = (length, vocabulary)
-        known["V"] = (vocabulary,)
-    for name, expected in known.items():
-        if sizes == expected:
-            return {"TV": "BTV" if length > 1 else "BV", "V": "BV"}.get(name, name)
-    if len(sizes) == 3 and sizes[:2] == (rows, length) and sizes[2] > vocabulary:
-        return "BTV"  # a vocabulary rounded up
-    return None
-
-
-def kind_of(logits: Tensor, vocabulary: int, axes: str) -> str:
-    """Whether these are logits, log-probabilities or probabilities."""
-    along = 1 if axes == "BVT" else -1
-    if not logits.isfinite().all():
-        return "logits"
-    if (logits >= 0).all() and (logits.sum(along) - 1).abs().max() < 1e-3:
-        return "probabilities"
-    if (logits <= 1e-6).all() and logits.logsumexp(along).abs().max() < 1e-3:
-        return "log-probabilities"
-    return "logits"
-
-
-def describe(thing: Any) -> str:
-    """What came back, in a few words."""
-    if torch.is_tensor(thing):
-        return f"a tensor {tuple(thing.shape)}"
-    if isinstance(thing, (list, tuple)):
-        return f"a {type(thing).__name__} of {', '.join(describe(one) for one in thing[:4]) or 'nothing'}"
-    if isinstance(thing, Mapping):
-        return f"a mapping with {', '.join(map(str, list(thing)[:6])) or 'nothing'}"
-    return f"a {type(thing).__name__}"
+def unwrapped(model: Any) -> Any:
+    """The model itself, out of what torch.compile or data parallelism wrapped it in: compiled anew for every shape, an
+    examination would take minutes."""
+    while True:
+        if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
