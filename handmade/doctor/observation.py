@@ -90,6 +90,8 @@ class Observation:
     modules: list[nn.Module] = field(default_factory=list)
     """What was called, each once."""
     parameters: dict[int, Tensor] = field(default_factory=dict)
+    initial: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Every parameter and what it was before the first backward call, of a training that is ended after a few steps."""
     updates: int = 0
     """Steps, where optimizers that step one after the other count once."""
     ended: str = ""
@@ -102,6 +104,7 @@ class Observation:
         self.depth = self.modes = self.schedules = 0  # how deep in calls, train() and scheduler.step()
         self.busy = False  # inside a backward call, where checkpointing calls modules again
         self.waiting = 0  # backward calls since the last step
+        self.stepped = False  # whether an optimizer has ever stepped
         self.last: Gradients = {}  # gradients after the last event
         self.weights: Gradients = {}  # weights after the last backward call
         self.scaled: dict[int, tuple[Tensor, GradScaler]] = {}
@@ -161,25 +164,28 @@ class Observation:
         """Ends a watched script when enough was seen."""
         if self.steps is None:
             return
+        if self.ended:  # it was caught, or `finally` goes on
+            raise Enough(self.ended)
         if self.updates >= self.steps and not self.waiting:
-            self.ended = f"ended after {self.updates} steps"
+            self.ended = f"it was ended after {self.updates} steps"
         elif self.waiting >= LONELY:
-            self.ended = f"ended after {self.waiting} backward calls without a step"
+            self.ended = f"it was ended after {self.waiting} backward calls without a step"
         elif time.monotonic() - self.began > self.seconds:
-            self.ended = f"ended after {self.seconds:g} s"
+            self.ended = f"it was ended after {self.seconds:g} s"
         if self.ended:
             raise Enough(self.ended)
 
     def updated(self, event: Stepped | Skipped) -> None:
         """A step was made, or left out."""
         self.events.append(event)
+        self.stepped = self.stepped or isinstance(event, Skipped) or event.optimizer is not None
         # A step right after another one, of a second optimizer, belongs to the same update.
         self.updates += bool(self.waiting or self.recorded)
         self.waiting, self.recorded = 0, []
 
     def step_by_hand(self) -> None:
-        """Weights that moved since the last backward call without an optimizer's step were moved by the script."""
-        if not self.waiting or self.stepping:
+        """Weights that moved since the last backward call, where no optimizer ever steps, were moved by the script."""
+        if not self.waiting or self.stepping or self.stepped:
             return
         moved = {key for key, was in self.weights.items() if not torch.equal(was, some(self.parameters[key]))}
         if moved:
@@ -228,6 +234,8 @@ class Observation:
             self.step_by_hand()
             before = self.look()
             self.enough()
+            if self.steps is not None and not self.initial:
+                self.initial = {key: (one, one.detach().clone()) for key, one in self.parameters.items()}
             self.busy = True
             try:
                 result = original(several, *args, **options)
@@ -277,6 +285,8 @@ class Observation:
         def zero_grad(owner: Any, *args: Any, **options: Any) -> Any:
             if not self.here:
                 return original(owner, *args, **options)
+            if isinstance(owner, Optimizer):
+                self.known(owner, self.optimizers)
             self.step_by_hand()
             self.look()
             result = original(owner, *args, **options)
@@ -295,6 +305,8 @@ class Observation:
             if not self.here:
                 return original(parameters, *args, **options)
             several = [parameters] if torch.is_tensor(parameters) else list(parameters)
+            if not self.optimizers:  # decay may be done by hand before clipping, and the step be an optimizer's
+                self.step_by_hand()
             before, held = self.look(), sum(one.grad is not None for one in several)
             result = original(several, *args, **options)
             limit = args[0] if args else options.get("max_norm", options.get("clip_value", math.nan))

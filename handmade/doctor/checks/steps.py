@@ -19,11 +19,14 @@ from handmade.doctor.patient import Patient
 from handmade.doctor.rehearsing import observed
 from handmade.doctor.updates import Update, divided, ratio_of
 
-# Distance of the gradient of a step from the mean of its backward calls' gradients, relative to that mean.
-DISTANCE = 0.3
-# Weight of all backward calls of a step together: 1 for a mean, n where n means are added up.
+# Distance of the gradient of a step from the mean gradient of its backward calls, relative to that. Over 12 seeds, widths
+# 16..256, 1..6 layers, V 11..500, 1..8 calls a step, float32, float64 and bfloat16 (tests/zoo/loop_*.py): 0..1e-7 in
+# healthy loops; 0.19..5 where gradients are kept, 0.46..1 where they are cleared inside, n - 1 where nothing is divided.
+DISTANCE = 0.05
+# Weight of all backward calls of a step together. Over the same: 0.995..1.008 in healthy loops (bfloat16 rounds the
+# losses), 1.98 and more where means are added up. A second loss beside the first one adds its share.
 WEIGHT = 1.5
-# Share of the steps, or calls, in which clipping comes at the wrong moment.
+# Share of the steps, or calls, in which clipping comes at the wrong moment: counted, 0 or 1 in all loops of the zoo.
 LATE = 0.5
 
 
@@ -183,9 +186,10 @@ def weight_of(update: Update) -> float | None:
 def distance(update: Update) -> float:
     """d of `accumulation`. Where the mean loss is not known the sum is taken to be right."""
     added = update.added()
-    weights = update.weights() if len(added) > 1 and update.own_batches() else None
-    whole = 1 / update.factor() if weights is None else sum(weights)
-    mean = torch.stack(added).sum(0) / (whole or 1.0)
+    weight = weight_of(update) if len(added) > 1 and update.own_batches() else None
+    rightly = weight is None or 1 / WEIGHT <= weight <= WEIGHT
+    whole = 1 / update.factor() * (1.0 if rightly else weight or 1.0)
+    mean = torch.stack(added).sum(0) / whole
     last = update.backwards[-1].after
     gradients, factor = update.stepped, update.steps[0].factor
     if update.clipped() and not cleared(gradients):  # as they were before
