@@ -25,6 +25,8 @@ EXPECTATIONS: dict[str, str] = {
     "initial_loss": "True: the model is meant to begin where it does",
     "dropout": "True: there is dropout, on in training alone. False: there is none",
     "decayed": "names (or beginnings of names) of biases, norms or embeddings that are meant to be decayed; True: all",
+    "restarts": "True: the learning rate is meant to rise again after it has fallen. False: it is not",
+    "same_batch": "True: every step is meant to see the same batch, or all of the data. False: it is not",
     "duplicates": "True: text that stands in both splits is meant to",
     "special_padding": "True: the padding token is never a real one",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from handmade.doctor.checks import (
     company,
+    groups,
     keeping,
     learning,
     losses,
@@ -11,6 +12,8 @@ from handmade.doctor.checks import (
     norms,
     padding,
     parameters,
+    rates,
+    running,
     sampling,
     scores,
     sight,
@@ -31,6 +34,9 @@ MODULES = (
     padding,
     losses,
     steps,
+    rates,
+    groups,
+    running,
     learning,
     keeping,
     texts,
