@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -103,12 +104,12 @@ def against(patient: Patient, sampler: Sampler, tokens: Tensor, wanted: Tensor) 
 
 
 def repeats(sampler: Sampler, tokens: Tensor) -> bool:
-    """Whether generate draws nothing: the same tokens under every seed."""
+    """Whether generate draws nothing: the same token under every seed, and for every copy of a prompt."""
     found = []
     for seed in range(3):
         torch.manual_seed(seed)
-        found.append(sampler.new(tokens.repeat(4, 1), 1).tolist())
-    return found[0] == found[1] == found[2]
+        found.append(sampler.new(tokens.repeat(4, 1), 1).view(4, len(tokens)))
+    return not sampler.alone and bool((torch.stack(found) == found[0][:1]).all())
 
 
 def mode_left(patient: Patient, sampler: Sampler) -> Finding | None:
@@ -237,21 +238,22 @@ def heat(patient: Patient, base: Tensor, shares: Callable[..., tuple[Tensor, int
     """Judge the temperature of what gives shares for options; `base`: softmax(logits)."""
     first, drawn = shares()
     limit = DRAWN_APART if drawn else APART[half(patient) > 1e-2]
-    worst, name = distance(first, base), ""
-    if worst > limit and distance(first, base.softmax(-1)) > limit:
+    worst, name = distance(first, base, drawn), ""
+    if worst > limit and distance(first, base.softmax(-1), drawn) > limit:
+        if drawn:
+            raise NotExamined("at temperature 1, what generate draws is not what the model says")
         worst, base = 0.0, first
     for t in TEMPERATURES:
         got, _ = shares(temperature=t)
         others = {
-            "softmax(logits / t)": powered(base, 1 / t),
             "it has no effect": base,
             "the logits are multiplied by it": powered(base, t),
             "softmax(probabilities / t)": (base / t).softmax(-1),
         }
-        apart = {said: distance(got, one) for said, one in others.items()}
-        right = apart.pop("softmax(logits / t)")
+        right = distance(got, powered(base, 1 / t), drawn)
         if right > worst:
             worst = right
+            apart = {said: distance(got, one, drawn) for said, one in others.items()}
             likeliest = min(apart, key=apart.__getitem__)
             name = f": {likeliest}" if apart[likeliest] <= limit else ""
     measured = f"{where} is {worst:.2g} away from softmax(logits / t)"
@@ -272,9 +274,14 @@ def powered(shares: Tensor, power: float) -> Tensor:
     return raised / raised.sum(-1, keepdim=True)
 
 
-def distance(one: Tensor, other: Tensor) -> float:
-    """Half the sum of differences, the worst row's; 1 for what are no numbers."""
-    return float((one - other).abs().sum(-1).max().nan_to_num(2.0)) / 2
+def distance(got: Tensor, wanted: Tensor, drawn: int = 0) -> float:
+    """Half the sum of differences, the worst row's; 1 for what are no numbers. Of `drawn` draws, by how much it is
+    more than what chance brings:  E |p' - p| = sqrt(2 p / (pi n)), at most 2 p."""
+    apart = (got - wanted).abs().sum(-1) / 2
+    if drawn:
+        chance = torch.minimum(2 * wanted, (2 * wanted * (1 - wanted) / (math.pi * drawn)).sqrt()).sum(-1) / 2
+        apart = (apart - chance).clamp_min(0)
+    return float(apart.nan_to_num(1.0).max())
 
 
 def sampler_of(patient: Patient) -> Sampler | None:
@@ -381,7 +388,7 @@ def filters(patient: Patient) -> Finding:
     found = []
     if patient.given.filters is not None and {"top_k", "top_p"} & set(roles_of(patient.given.filters)):
         filter_ = Filter(patient)
-        found.append(kept(filter_.shares, filter_.before, set(filter_.roles), "filters", 0))
+        found.append(kept(filter_.shares, filter_.before, set(filter_.roles), "filters"))
     sampler = sampler_of(patient)
     if sampler is not None and {"top_k", "top_p"} & set(sampler.roles):
         widen(patient)
@@ -389,7 +396,8 @@ def filters(patient: Patient) -> Finding:
             prompt = Prompt(patient, sampler)
             before, many = prompt.shares()
             before = prompt.learnt if many else before
-            found.append(kept(prompt.shares, before, set(sampler.roles), "generate", many))
+            slack = SLACK[half(patient) > 1e-2]
+            found.append(kept(prompt.shares, before, set(sampler.roles), "generate", many, slack))
     if not found:
         raise NotExamined("not given: filters or generate with top_k or top_p")
     return min(found, key=lambda one: ORDER.index(one.verdict))
@@ -398,7 +406,13 @@ def filters(patient: Patient) -> Finding:
 REFUSALS = (ValueError, AssertionError, IndexError, RuntimeError, TypeError)
 
 
-def kept(shares: Callable[..., Any], before: Tensor, roles: set[str], where: str, drawn: int) -> Finding:
+# How much of the probability may be lost to rounding: sums over 500 tokens in bfloat16 are off by up to 0.005.
+SLACK = {False: 1e-4, True: 0.02}
+
+
+def kept(
+    shares: Callable[..., Any], before: Tensor, roles: set[str], where: str, drawn: int = 0, slack: float = SLACK[False]
+) -> Finding:
     """Judge the filters of what gives shares for options."""
     size = before.shape[-1]
     top = float(before.max(-1).values.min())
@@ -408,7 +422,7 @@ def kept(shares: Callable[..., Any], before: Tensor, roles: set[str], where: str
         sane = role == "top_p" or value <= size
         try:
             after, _ = shares(**{role: value})
-            said = "" if not sane and drawn else wrong(before, after, role, value, bool(drawn))
+            said = "" if not sane and drawn else wrong(before, after, role, value, bool(drawn), slack)
         except NotExamined:
             raise
         except REFUSALS as problem:
@@ -432,7 +446,7 @@ REMEDIES = {
 }
 
 
-def wrong(before: Tensor, after: Tensor, role: str, value: float, drawn: bool) -> str:
+def wrong(before: Tensor, after: Tensor, role: str, value: float, drawn: bool, slack: float) -> str:
     """What is wrong with what is left, in words; nothing where it is well. Shapes: (B, V), (B, V)."""
     for row, (p, q) in enumerate(zip(before, after, strict=True)):
         which = f" in row {row} of {len(before)}" if len(before) > 1 else ""
@@ -444,6 +458,9 @@ def wrong(before: Tensor, after: Tensor, role: str, value: float, drawn: bool) -
             many = int(stays.sum())
             if role == "top_k" and many > value:
                 return f"{many} different tokens were drawn"
+            likelier = torch.where(p[None] > p[:, None] * (1 + 1e-6), p[None], 0).sum(-1)
+            if role == "top_p" and float(likelier[stays].max()) > value + 0.01:
+                return "tokens were drawn beyond the likeliest"
             continue
         if bool((~stays).any()) and float(p[~stays].max()) > least * (1 + 1e-6):
             return f"likelier tokens are dropped than are kept{which}"
@@ -454,7 +471,7 @@ def wrong(before: Tensor, after: Tensor, role: str, value: float, drawn: bool) -
                 return f"{many} tokens stay{which}"
             if many > value and int((p > least * (1 + 1e-6)).sum()) >= value:
                 return f"{many} tokens stay{which}"
-        elif float(p[stays].sum()) < value - 1e-4:
+        elif float(p[stays].sum()) < value - slack:
             return f"only {float(p[stays].sum()):.2f} of the probability stays{which}"
         if float((q / q.sum() - p * stays / (p * stays).sum()).abs().max()) > 0.02:
             return f"what stays is in other proportions{which}"
