@@ -29,6 +29,8 @@ EXPECTATIONS: dict[str, str] = {
     "same_batch": "True: every step is meant to see the same batch, or all of the data. False: it is not",
     "duplicates": "True: text that stands in both splits is meant to",
     "special_padding": "True: the padding token is never a real one",
+    "normalised": "True: encode is meant to change case, spaces or rare words. False: it is not",
+    "cache_window": "True: past the full context a cache is meant to keep another window than generation without one",
 }
 """What `expect` may declare, and what it means."""
 
@@ -91,6 +93,8 @@ class Given:
     """An object with `encode` and `decode`, in place of the next two."""
     encode: Callable[..., Any] | None = None
     decode: Callable[..., Any] | None = None
+    stream: Callable[..., Any] | None = None
+    """`stream(ids) -> pieces of text`, one after the other as tokens come: how text is shown while it is written."""
     train_data: Any = None
     """What is trained on: a text, a list of texts or problems, token ids, or a dataset of (inputs, targets)."""
     validation_data: Any = None
