@@ -39,6 +39,10 @@ class TrainingError(HandmadeError):
     """Training that cannot go on, such as a loss that stays non-finite."""
 
 
+class PatientError(HandmadeError):
+    """A person's own code, given to the doctor, that does not import, cannot be built or takes no tokens."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` Did you mean X?` for the nearest known word, or the empty string.
 
