@@ -176,7 +176,7 @@ def named(made: Any) -> str:
 def shown(value: Any) -> str:
     """A value in a line."""
     text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return text if len(text) <= 160 else f"{text[:159]}…"
 
 
 def takes_tokens(call: Call) -> bool:
@@ -193,7 +193,7 @@ def require_closed(call: Call, target: str) -> None:
     sizes = [name for name in call.open if name in VOCABULARY]
     if sizes:
         raise ConfigError(f"{target}: asks for {sizes[0]}. Give --vocab-size N.")
-    words = " ".join(f"--arg {name}=..." for name in call.open)
+    words = " ".join(f"--arg {name}=VALUE" for name in call.open)
     raise ConfigError(
         f"{target}: {named(call.made)} asks for {', '.join(call.open)}. Give {words}, or write a function without\n"
         "arguments that returns the model, and name that."
@@ -300,7 +300,7 @@ class Settings(dict):
 
     def _unset(self, name: str) -> str:
         size = {True: "--vocab-size N"}.get(name in VOCABULARY) or {True: "--context N"}.get(name in CONTEXT)
-        return f"{vars(self).get('_who')} asks its config for {name}. Give {size or f'--arg {name}=...'}."
+        return f"{vars(self).get('_who')} asks its config for {name}. Give {size or f'--arg {name}=VALUE'}."
 
 
 class UnsetAttribute(PatientError, AttributeError):

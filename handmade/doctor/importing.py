@@ -163,12 +163,12 @@ def require_name(path: Path) -> ConfigError:
     """The error for a file without a name. Its code is not run: there is nothing to look at yet."""
     with contextlib.suppress(SyntaxError, ValueError, OSError):
         tree = ast.parse(path.read_bytes())
-        there = [n.name for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name[0] != "_"]
-        if there:
-            return ConfigError(
-                f"{path}: name what of it is to be examined: {path}:{there[-1]}. It has {', '.join(there)}."
-            )
-    return ConfigError(f"{path}: name the class, function or model of it that is to be examined, as in {path}:MyModel.")
+        found = [n for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name[0] != "_"]
+        models = [n for n in found if isinstance(n, ast.ClassDef) and "Module" in "".join(map(ast.unparse, n.bases))]
+        if found:
+            there = ", ".join(n.name for n in found)
+            return ConfigError(f"{path}: name what of it, as in {path}:{(models or found)[-1].name}. It has {there}.")
+    return ConfigError(f"{path}: name the class, function or model of it, as in {path}:MyModel.")
 
 
 def require_file(path: Path) -> None:

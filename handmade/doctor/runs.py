@@ -140,12 +140,12 @@ def depths(shape: Config) -> list[str]:
     return [name for name in DEPTHS if isinstance(getattr(shape, name, None), int)]
 
 
-def shallower(shape: Config) -> Config | None:
+def shallower(shape: Config, most: int = LARGE) -> Config | None:
     """A model of the same parts with fewer layers; None where it is small enough as it is. Raises ResourceError where
     memory is too small even so."""
     free = machine.free_memory(torch.device("cpu"))
     parameters = planning.parameters_of(shape)
-    most = min(LARGE, free // (4 * COPIES))
+    most = min(most, free // (4 * COPIES))
     smaller = shape
     while planning.parameters_of(smaller) > most and any(getattr(smaller, name) > 2 for name in depths(smaller)):
         smaller = smaller.replace(**{name: max(2, getattr(smaller, name) // 2) for name in depths(smaller)})
@@ -216,9 +216,10 @@ def declared(model: nn.Module, shape: Config, optimizer: OptimizerConfig | None 
     return expect
 
 
-def given_of_shape(family: str, shape: Config, seed: int = 0) -> Given:
-    """A new model of ours, by itself: for a look before it is trained."""
-    smaller = shallower(shape) or shape
+def given_of_shape(family: str, shape: Config, seed: int = 0, most: int = LARGE) -> Given:
+    """A new model of ours, by itself: for a look before it is trained. One of more parameters than `most` has fewer
+    layers. Raises ResourceError where memory is too small even so."""
+    smaller = shallower(shape, most) or shape
     source = some_source(smaller) if family in ENCODER_DECODERS else None
     build = Fresh(family, smaller, seed, source)
     model: Any = build()

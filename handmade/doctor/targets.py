@@ -26,10 +26,19 @@ from handmade import machine
 from handmade.doctor import runs
 from handmade.doctor.building import Asked, Call, call_of, named, require_closed, takes_tokens
 from handmade.doctor.given import Given
-from handmade.doctor.importing import alone, bring_in, require_file, require_name, telling, thing_in
+from handmade.doctor.importing import (
+    alone,
+    bring_in,
+    frame_of,
+    line_of,
+    require_file,
+    require_name,
+    telling,
+    thing_in,
+)
 from handmade.doctor.patient import Patient
 from handmade.doctor.runs import COPIES, LARGE
-from handmade.doctor.snapshot import generators, set_generators
+from handmade.doctor.snapshot import generators, set_generators, undisturbed
 from handmade.errors import ConfigError, PatientError, ResourceError
 from handmade.files import readable
 
@@ -42,6 +51,8 @@ class Target:
     name: str
     notes: tuple[str, ...] = ()
     """How it was built, and what of it was cut down."""
+    path: Path | None = None
+    """Of a person's file."""
 
 
 def given_of(
@@ -72,7 +83,7 @@ def given_of(
     if given.model is not None:
         given = replace(given, vocab_size=vocabulary or given.vocab_size, context=context or given.context)
         require_room(given.model, target)
-    return Target(given, target, tuple(notes))
+    return Target(given, target, tuple(notes), path)
 
 
 def split(target: str) -> tuple[Path, str | None]:
@@ -149,8 +160,8 @@ def in_room(build: Callable[[], Any], target: str, call: Call) -> Given:
 
 def too_large(target: str, call: Call) -> ResourceError:
     return ResourceError(
-        f"{target}: memory is too small for {call.words}. Build a smaller instance, with --arg n_layer=2 say, as its"
-        " own names are:\nit shows the same mistakes."
+        f"{target}: memory is too small for {call.words}. Give smaller sizes with --arg: a small instance shows the\n"
+        "same mistakes."
     )
 
 
@@ -192,17 +203,30 @@ def require_met(target: Target, seed: int = 0) -> None:
         patient = Patient(target.given, target.name, seed)
     except ConfigError as problem:
         if str(problem).startswith("vocab_size"):
-            raise ConfigError(
-                f"{target.name}: how many tokens there are is not to be seen. Give --vocab-size N."
-            ) from None
+            said = "how many tokens there are is not to be seen. Give --vocab-size N."
+            raise ConfigError(f"{target.name}: {said}") from None
         raise
     given = target.given
     more = (given.tokenizer, given.encode, given.train_data, given.schedule, given.filters, given.train_step)
     if given.model is not None and patient.failure and all(one is None for one in more):
         raise PatientError(
-            f"{target.name}: {patient.failure}.\nA model is called with token ids (B, T), and returns logits (B, T, V)."
-            " Write a function that does that with yours."
+            f"{target.name}: {patient.failure}{failing_line(target, patient)}.\n"
+            "A model is called with token ids (B, T) and returns logits (B, T, V). Write a function that does that with"
+            " yours."
         )
+
+
+def failing_line(target: Target, patient: Patient) -> str:
+    """Where in their code a forward fails: ` (my_model.py, line 12)`; empty where it does not."""
+    if target.path is None:
+        return ""
+    try:
+        with undisturbed(target.given.model), torch.no_grad(), patient.mode(training=False):
+            target.given.model(patient.tokens(3, max(1, min(patient.context - 1, 7))))  # type: ignore[misc]
+    except Exception as problem:
+        frame = frame_of(problem, target.path)
+        return "" if frame is None else f" ({line_of(problem, target.path)})"
+    return ""
 
 
 # ---------------------------------------------------------------------------------------------------------------
