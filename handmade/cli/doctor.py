@@ -94,7 +94,7 @@ def doctor(
     if explain is not None:
         return explain_check(explain, run)
     if watch is not None:
-        return tell(watched(watch, target, steps), all_, json)
+        return tell(watched(watch, target, steps, expectations(expect)), all_, json)
     if len(target) != 1:
         words = (
             "one TARGET, not " + " and ".join(target) if target else "a TARGET: the folder of a run, or file.py:Name"
@@ -112,7 +112,7 @@ def doctor(
 ALONE = {
     "--explain": ("--run",),
     "--checks": ("--json",),
-    "--watch": ("--all", "--json", "--steps", "a target"),
+    "--watch": ("--all", "--json", "--steps", "--expect", "a target"),
 }
 """What goes with a mode that is not about a target."""
 EXAMINING = ("--run", "--steps")
@@ -200,7 +200,7 @@ def examined(
     return replace(report, notes=tuple(dict.fromkeys((*found.notes, *report.notes))))
 
 
-def watched(script: Path, words: Sequence[str], steps: int) -> Report:
+def watched(script: Path, words: Sequence[str], steps: int, expect: dict[str, Any]) -> Report:
     """The report on a person's own script, run for a few steps."""
     from handmade.doctor import importing
     from handmade.doctor.watching import watch
@@ -209,7 +209,7 @@ def watched(script: Path, words: Sequence[str], steps: int) -> Report:
         raise ConfigError(f"--steps {steps}: must be at least 1.")
     importing.require_file(script)
     with contextlib.redirect_stdout(sys.stderr):
-        return watch(script, words, steps)
+        return watch(script, words, steps, **({"expect": expect} if expect else {}))
 
 
 def explain_check(name: str, run: bool) -> int:

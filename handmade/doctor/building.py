@@ -15,16 +15,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from handmade.config import describe, parse
-from handmade.doctor.patient import CONTEXT_NAMES, VOCABULARY_NAMES
 from handmade.errors import ConfigError, PatientError, did_you_mean
 
 VOCABULARY = (
-    *VOCABULARY_NAMES, "vocab", "vocab_len", "vocabulary", "num_tokens", "n_tokens", "ntoken", "ntokens",
-    "tgt_vocab_size", "src_vocab_size",
+    "vocab_size", "n_vocab", "vocabulary_size", "padded_vocab_size", "vocab", "vocab_len", "vocabulary", "num_tokens",
+    "n_tokens", "ntoken", "ntokens", "tgt_vocab_size", "src_vocab_size",
 )  # fmt: skip
 CONTEXT = (
-    *CONTEXT_NAMES, "max_length", "maxlen", "max_seq_length", "sequence_length", "seq_length", "n_context",
-    "context_window",
+    "context", "block_size", "context_length", "context_size", "context_window", "n_context", "n_ctx", "n_positions",
+    "max_len", "maxlen", "max_length", "max_seq_len", "max_seq_length", "seq_len", "seq_length", "sequence_length",
+    "max_position_embeddings",
 )  # fmt: skip
 DEPTH = ("layers", "n_layer", "n_layers", "num_layers", "num_hidden_layers", "depth", "n_blocks", "num_blocks")
 CONFIGS = ("config", "cfg", "conf", "args", "hparams", "params", "configuration", "model_args", "model_config")
