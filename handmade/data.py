@@ -361,6 +361,13 @@ class Windows:
     def __len__(self) -> int:
         return self._count
 
+    def __getitem__(self, start: int) -> tuple[Tensor, Tensor]:
+        """The window that begins at a token. Shapes: (T,) each, int64. Raises IndexError where there is none."""
+        if self._windows is None:
+            raise IndexError(f"{start}: there is no window of {self.context} tokens.")
+        row = torch.from_numpy(self._windows[start].astype(np.int64))
+        return row[:-1].clone(), row[1:].clone()
+
     def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
         """A batch of windows, each start as likely as any other, with replacement.
 

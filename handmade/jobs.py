@@ -11,6 +11,7 @@ fetched or a text is read.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from contextlib import suppress
@@ -70,6 +71,16 @@ class Job:
     such thing, and for a model that is it."""
     loss: float | None = None
     """On the validation part, of a model that only counts."""
+    seconds: float | None = None
+    """Given to the whole run; None where the number of steps is."""
+
+    def spend(self, seconds: float) -> None:
+        """Take time that was spent otherwise off a training that was given a time: it makes fewer steps."""
+        if self.seconds is None or self.trainer is None or self.measured is None:
+            return
+        fewer = math.ceil(seconds / self.measured.step_seconds)
+        self.trainer.config = self.trainer.config.replace(steps=max(1, self.trainer.config.steps - fewer))
+        self.tables["train"] = self.trainer.config.to_dict()
 
     def write(self) -> None:
         """Make the run folder. Raises RunError where it holds a run already and `request.force` is off; where
@@ -204,7 +215,8 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
     trainer.folder = folder
     tables["train"] = trainer.config.to_dict()
     tables["optimizer"], tables["schedule"] = optimizer.to_dict(), schedule.to_dict()
-    return Job(request, folder, family, task, record, trainer.model, tables, trainer, measured, line)
+    model = trainer.model
+    return Job(request, folder, family, task, record, model, tables, trainer, measured, line, seconds=seconds)
 
 
 def time_left(seconds: float, began: float, evaluation: float = 0.0) -> float:

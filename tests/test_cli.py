@@ -155,7 +155,7 @@ def test_python_dash_m():
     ("words", "answer"),
     [
         (["smple"], "unknown command smple. Did you mean sample?"),
-        (["xyzzy"], "unknown command xyzzy. There are train, sample, eval, ladder, presets."),
+        (["xyzzy"], "unknown command xyzzy. There are train, sample, eval, ladder, doctor, presets."),
         (["--versoin"], "unknown option --versoin. Did you mean --version?"),
         (["sample"], "sample needs a RUN. See: handmade sample --help"),
         (["sample", "RUN", "--toknes", "3"], "unknown option --toknes. Did you mean --tokens?"),

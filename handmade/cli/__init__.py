@@ -34,6 +34,10 @@ COMMANDS = {
         "how good it is: loss, perplexity, bits per byte; of a task, right answers",
     ),
     "ladder": ("handmade.cli.ladder:ladder", "what every idea is worth, from counting letters to today's GPT"),
+    "doctor": (
+        "handmade.cli.doctor:doctor",
+        "find the mistakes that do not crash, in a run, in your own model, in your own training",
+    ),
     "presets": ("handmade.cli.presets:presets", "every preset, with parameters, memory and source"),
 }
 
@@ -119,11 +123,24 @@ def call(name: str, words: list[str]) -> int:
     )
     app["--help"].show = False
     app.default(function_of(name))
+    if name == "doctor":
+        words = with_script(words)
     try:
         result = app(words, print_error=False, exit_on_error=False, result_action="return_value")
     except CycloptsError as problem:
         raise ConfigError(explain(problem, name)) from None
     return result if isinstance(result, int) else 0
+
+
+def with_script(words: list[str]) -> list[str]:
+    """The words of `doctor`: what stands behind `--watch SCRIPT` is the script's, options and all."""
+    for place, word in enumerate(words):
+        if word == "--watch" or word.startswith("--watch="):
+            end = place + (2 if word == "--watch" else 1)
+            return [*words[:end], "--", *words[end:]] if words[end:] else words
+        if word == "--":
+            break
+    return words
 
 
 def function_of(name: str) -> Callable[..., Any]:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from handmade.jobs import Job
     from handmade.planning import Measured
 
+LOOK_FROM = 60.0  # seconds of training from which the doctor looks first
+LOOK_SECONDS = 3.5  # after which it begins no other check
+LOOKED_AT = 10_000_000  # parameters; of a larger model some layers are looked at
+
 SIGNALLED = {"SIGINT": 130, "SIGTERM": 143}  # exit codes, as the shell says it
 
 
@@ -112,6 +116,8 @@ def train(
             job = jobs.resume(resume, request, say, bar.show)
         else:
             job = jobs.new(request, say, bar.show, started)
+    if resume is None:
+        look(job, say)
     announce(job, say)
     if resume is None:
         job.write()
@@ -154,6 +160,36 @@ def broken(sentence: str, margin: int) -> list[str]:
         return [sentence]
     room = max(40, shutil.get_terminal_size().columns - margin)
     return textwrap.wrap(sentence, room, break_long_words=False, break_on_hyphens=False)
+
+
+def look(job: Job, say: Columns) -> None:
+    """Before a long training, let the quick part of the doctor look, and say what is wrong, if anything is.
+
+    It looks at a new model of the same shape: the one that will be trained is not touched, and no random number of the
+    run is drawn. What the look takes is taken off the time that was given.
+    """
+    if job.trainer is None or job.measured is None:
+        return
+    if job.trainer.config.steps * job.measured.step_seconds <= LOOK_FROM:
+        return
+    began = time.perf_counter()
+    from handmade.doctor import examine
+    from handmade.doctor.runs import given_of_shape
+    from handmade.doctor.snapshot import undisturbed
+    from handmade.errors import ResourceError
+
+    try:
+        with undisturbed():
+            given = given_of_shape(job.family, job.model.config, most=LOOKED_AT)  # type: ignore[arg-type]
+            left = max(0.1, LOOK_SECONDS - (time.perf_counter() - began))
+            report = examine(given, quick=True, seconds=left)
+    except ResourceError as problem:  # the training itself has been measured, and fits
+        say("doctor", f"did not look: {problem}")
+        return
+    for finding in report.of("sick"):
+        say("doctor", f"{finding.check}: {finding.measured}, expected {finding.expected}. {finding.remedy}")
+        say("", f"explained: handmade doctor --explain {finding.check}")
+    job.spend(time.perf_counter() - began)
 
 
 def announce(job: Job, say: Columns) -> None:
