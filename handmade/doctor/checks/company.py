@@ -30,16 +30,19 @@ def batch(patient: Patient) -> Finding:
 
         d = max |f([x, y])[0] - f([x, z])[0]| / max |f|
 
-    A model whose rows depend on each other learns from its batch-mates, and answers differently when asked alone.
+    It is the first row once, and the last row once: where a view has mixed rows and positions up, a causal model lets
+    each row see only those before it. A model whose rows depend on each other learns from its batch-mates, and answers differently when asked alone.
     """
     if patient.form.single:
         raise NotExamined("the model takes one sequence at a time")
     tokens = patient.tokens(4)
-    others = patient.other(tokens)
-    others[0] = tokens[0]
-    first, second = patient.logits(tokens)[0], patient.logits(others)[0]
-    scale = float(first.abs().max().clamp_min(1e-6))
-    distance = float((first - second).abs().max()) / scale
+    alone = patient.logits(tokens)
+    scale = float(alone.abs().max().clamp_min(1e-6))
+    distance = 0.0
+    for row in (0, -1):
+        others = patient.other(tokens)
+        others[row] = tokens[row]
+        distance = max(distance, float((alone[row] - patient.logits(others)[row]).abs().max()) / scale)
     measured = f"a row's logits move by {distance:.2g} of the largest when its batch-mates change"
     if distance <= LIMIT:
         return healthy(measured, "0", value=distance, limit=LIMIT)
