@@ -26,7 +26,7 @@ class GRUModel(nn.Module):
     def __init__(self, vocab_size, width, layers, dropout):
         super().__init__()
         self.encoder = nn.Embedding(vocab_size, width)
-        options = {"num_layers": layers, "dropout": dropout, "batch_first": True}
+        options = {"num_layers": layers, "dropout": dropout if layers > 1 else 0.0, "batch_first": True}
         # options["batch_first"] = False  # sick: view-for-transpose
         self.rnn = nn.GRU(width, 2 * width, **options)  # healthy: both-ways
         # self.rnn = nn.GRU(width, width, bidirectional=True, **options)  # sick: both-ways
@@ -50,7 +50,8 @@ class GRUModel(nn.Module):
         # out = out[..., : x.size(2)]  # sick: bridge-never-called
         # out = self.bridges[0](out)  # sick: bridge-in-a-list
         out = self.norm(out)  # healthy: norm-over-time
-        # out = (out - out.mean(dim=1, keepdim=True)) / out.std(dim=1, keepdim=True)  # sick: norm-over-time
+        # out = (out - out.mean(1, keepdim=True)) / out.std(1, keepdim=True) * self.norm.weight  # sick: norm-over-time
+        # out = out + self.norm.bias  # sick: norm-over-time
         return self.decoder(out)
 
 

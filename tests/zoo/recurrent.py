@@ -78,6 +78,7 @@ class LSTM(nn.Module):
             # x = F.dropout(x, self.dropout, self.training)  # sick: dropout-twice
         x = self.norm(x)  # healthy: norm-over-time
         # x = (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-5)  # sick: norm-over-time
+        # x = x * self.norm.weight + self.norm.bias  # sick: norm-over-time
         return self.head(x)
 
 
