@@ -21,8 +21,8 @@ from handmade.presets import PRESETS, Preset
 from handmade.randomness import seeded
 
 VOCABULARY, CONTEXT, WIDTH, HEADS, LAYERS = 97, 32, 32, 4, 2
-MOST_VOCABULARY = 512
-"""Of a preset of ours, unless it is asked for in its own size."""
+MOST_VOCABULARY, MOST_OF_OWN_WIDTH = 512, 4096
+"""Tokens of a preset of ours; and where it has its own width."""
 
 
 @dataclass(frozen=True)
@@ -187,17 +187,15 @@ def built(family: str, shape: dict[str, Any], seed: int) -> dict[str, Any]:
     return {"model": model, "vocab_size": shape.vocab_size, "context": context, "trained": family == "counting"}
 
 
-def reduced(preset: Preset, own_size: bool) -> dict[str, Any]:
-    """The shape of a preset at a depth of at most 2; unless in its own size, also with few heads, of their own size,
-    a short context and a small vocabulary."""
+def reduced(preset: Preset, own_width: bool) -> dict[str, Any]:
+    """The shape of a preset at a depth of at most 2, with a short context and a small vocabulary; unless in its own
+    width, also with few heads, of their own size."""
     shape = dict(preset.model)
     for name in ("layers", "encoder_layers", "decoder_layers"):
         if name in shape:
             shape[name] = min(shape[name], LAYERS)
-    vocabulary = preset.vocab_size or 65
-    if not own_size:
-        vocabulary = min(vocabulary, MOST_VOCABULARY)
-        shape["context"] = min(shape.get("context", 64), 64)
+    shape["context"] = min(shape.get("context", 64), 64)
+    if not own_width:
         if "heads" in shape:
             size = shape["width"] // shape["heads"]
             shape["heads"] = min(shape["heads"], 2)
@@ -205,12 +203,13 @@ def reduced(preset: Preset, own_size: bool) -> dict[str, Any]:
         else:
             shape["width"] = min(shape["width"], 64)
         shape.pop("hidden", None)
-    return {**shape, "vocab_size": vocabulary}
+    most = MOST_OF_OWN_WIDTH if own_width else MOST_VOCABULARY
+    return {**shape, "vocab_size": min(preset.vocab_size or 65, most)}
 
 
-def preset(name: str, own_size: bool = False) -> Callable[[int], dict[str, Any]]:
+def preset(name: str, own_width: bool = False) -> Callable[[int], dict[str, Any]]:
     found = PRESETS[name]
-    return lambda seed: built(found.family, reduced(found, own_size), seed)
+    return lambda seed: built(found.family, reduced(found, own_width), seed)
 
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -241,5 +240,5 @@ STRANGERS: tuple[Stranger, ...] = (
     *(Stranger(f"family {name}", family(name)) for name in FAMILIES),
     *(Stranger(f"preset {name}", preset(name)) for name in PRESETS),
 )
-OWN_SIZE: tuple[Stranger, ...] = tuple(Stranger(f"preset {name}, own width", preset(name, True)) for name in PRESETS)
-"""The presets at a depth of 2, in all else as they are: up to 150 million parameters."""
+OWN_WIDTH: tuple[Stranger, ...] = tuple(Stranger(f"preset {name}, own width", preset(name, True)) for name in PRESETS)
+"""The presets at a depth of 2 in their own width: up to 70 million parameters."""

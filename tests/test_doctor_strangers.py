@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from strangers import OWN_SIZE, STRANGERS, Stranger, torch_encoder
+from strangers import OWN_WIDTH, STRANGERS, Stranger, torch_encoder
 
 from handmade import doctor
 
@@ -19,7 +19,7 @@ def parameter(stranger: Stranger, *marks: pytest.MarkDecorator) -> Any:
 
 @pytest.mark.parametrize(
     "stranger",
-    [parameter(stranger) for stranger in STRANGERS] + [parameter(stranger, pytest.mark.slow) for stranger in OWN_SIZE],
+    [parameter(stranger) for stranger in STRANGERS] + [parameter(stranger, pytest.mark.slow) for stranger in OWN_WIDTH],
 )
 def test_nothing_is_sick_in_a_stranger(stranger: Stranger) -> None:
     patient = doctor.Given.of(stranger.make(0))
