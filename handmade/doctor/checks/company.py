@@ -31,7 +31,8 @@ def batch(patient: Patient) -> Finding:
         d = max |f([x, y])[0] - f([x, z])[0]| / max |f|
 
     It is the first row once, and the last row once: where a view has mixed rows and positions up, a causal model lets
-    each row see only those before it. A model whose rows depend on each other learns from its batch-mates, and answers differently when asked alone.
+    each row see only those before it. A model whose rows depend on each other learns from its batch-mates, and answers
+    differently when asked alone.
     """
     if patient.form.single:
         raise NotExamined("the model takes one sequence at a time")
