@@ -29,6 +29,17 @@ def test_every_cell_of_the_zoo(path: Path) -> None:
         assert not one["suspicious_in_healthy"], name
 
 
+@pytest.mark.parametrize("path", zoo.files(), ids=lambda path: path.stem)
+def test_every_mark_is_a_mistake_and_every_twin_can_be_made(path: Path) -> None:
+    file = zoo.load(path)
+    marks = [found["names"] for line in path.read_text().splitlines() if (found := zoo.MARK.match(line))]
+    assert {name.strip() for names in marks for name in names.split(",")} == set(file.MISTAKES)
+    assert set(file.ALSO) <= set(file.MISTAKES)
+    for mistake in (None, *file.MISTAKES):
+        assert make(path, mistake, Cell(1)) is not None, mistake
+    assert len({zoo.source(path, mistake) for mistake in (None, *file.MISTAKES)}) == 1 + len(file.MISTAKES)
+
+
 PATIENT = """
 import torch
 import torch.nn as nn
