@@ -80,6 +80,9 @@ class Rung:
     """Answers a question, and is not climbed: no other rung stands on it, unless it is a side rung too."""
     as_long_as_parent: bool = False
     """Trained for the seconds that the parent took instead of as many tokens."""
+    findings: tuple[str, ...] = ()
+    """What the doctor finds sick in its model, and nothing else: names of checks. What is missing here is the idea of
+    a later rung, or the mistake that a side rung is there to show."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,7 @@ RUNGS: tuple[Rung, ...] = (
         "Every token is as likely as any other: the loss is ln V, and a model that starts above it is broken.",
         "Shannon 1948, 'A Mathematical Theory of Communication', section 6",
         {"family": "counting", "model": {"order": 0}},
+        findings=("past",),
     ),
     Rung(
         "letter-frequencies",
@@ -206,6 +210,7 @@ RUNGS: tuple[Rung, ...] = (
         "Some tokens are more frequent than others: count them.",
         "Shannon 1951, 'Prediction and Entropy of Printed English', F1",
         {"model.order": 1},
+        findings=("past",),
     ),
     Rung(
         "counted-bigram",
@@ -214,6 +219,7 @@ RUNGS: tuple[Rung, ...] = (
         "What comes next depends on the last token: count pairs.",
         f"Shannon 1951, F2; smoothed by {WITTEN_BELL}",
         {"model.order": 2},
+        findings=("past",),
     ),
     Rung(
         "counted-ngram",
@@ -231,6 +237,7 @@ RUNGS: tuple[Rung, ...] = (
         "Bengio et al. 2003, 'A Neural Probabilistic Language Model', section 2, with one token",
         {"family": "bigram", "model": {}},
         learning_rate=0.0125,
+        findings=("past",),
     ),
     Rung(
         "mlp",
@@ -267,6 +274,7 @@ RUNGS: tuple[Rung, ...] = (
         "Bahdanau et al. 2015, equation 5 (arXiv:1409.0473), with all weights equal",
         {"family": "gpt", "model": GPT_START},
         learning_rate=0.004,
+        findings=("order",),
     ),
     Rung(
         "positions",
@@ -276,6 +284,7 @@ RUNGS: tuple[Rung, ...] = (
         f"Gehring et al. 2017, section 3.1 (arXiv:1705.03122); {VASWANI}, section 3.5",
         {"model.positions": "learned"},
         learning_rate=0.004,
+        findings=("order",),  # a place is known, and not who stood there: the mean of sums is the same in any order
     ),
     Rung(
         "one-head",
@@ -470,6 +479,7 @@ SIDE_RUNGS: tuple[Rung, ...] = (
         {"model.score_scale": "none"},
         learning_rate=0.008,
         side=True,
+        findings=("score-scale",),
     ),
     Rung(
         "width-scaled-scores",
@@ -480,6 +490,7 @@ SIDE_RUNGS: tuple[Rung, ...] = (
         {"model.score_scale": "width"},
         learning_rate=0.016,
         side=True,
+        findings=("score-scale",),
     ),
     Rung(
         "sinusoidal",
