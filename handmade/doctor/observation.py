@@ -54,7 +54,7 @@ from handmade.doctor.events import (
     subclasses,
 )
 from handmade.doctor.patching import Patches
-from handmade.doctor.patient import kind_of
+from handmade.doctor.forms import kind_of
 
 LONELY = 512
 """So many backward calls without a step of an optimizer, and a training that is watched is ended."""
