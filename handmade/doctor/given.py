@@ -23,6 +23,7 @@ EXPECTATIONS: dict[str, str] = {
     "frozen": "names (or beginnings of names) of parameters that are meant to get no gradient; True: all that get none",
     "score_scale": "True: the scale of the attention scores is meant to be what it is",
     "initial_loss": "True: the model is meant to begin where it does",
+    "half_precision": "False: the model never runs in float16 or bfloat16",
     "dropout": "True: there is dropout, on in training alone. False: there is none",
     "decayed": "names (or beginnings of names) of biases, norms or embeddings that are meant to be decayed; True: all",
     "restarts": "True: the learning rate is meant to rise again after it has fallen. False: it is not",

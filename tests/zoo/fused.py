@@ -9,8 +9,13 @@ import torch.nn.functional as F
 
 MISTAKES = {
     "not-causal": "future",
+    "kernel-scale": "score-scale",
+    "tied-rows-of-one": "initial-loss",
+    "norm-over-window": "norm-axis",
 }
-ALSO: dict[str, tuple[str, ...]] = {}
+ALSO: dict[str, tuple[str, ...]] = {
+    "norm-over-window": ("future", "gradients"),  # what it tells of later positions; the norm that is not called
+}
 
 
 @dataclass
@@ -37,8 +42,9 @@ class Attention(nn.Module):
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))
         p = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)  # healthy: not-causal
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)  # healthy: not-causal, kernel-scale
         # y = F.scaled_dot_product_attention(q, k, v, dropout_p=p)  # sick: not-causal
+        # y = F.scaled_dot_product_attention(q, k, v, None, p, True, scale=C**-0.5)  # sick: kernel-scale
         y = y.transpose(1, 2).contiguous().view(B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
@@ -63,7 +69,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
+        x = x + self.attn(self.ln_1(x))  # healthy: norm-over-window
+        # x = x + self.attn(F.layer_norm(x, x.shape[1:]))  # sick: norm-over-window
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -83,6 +90,7 @@ class GPT(nn.Module):
             if p.dim() > 1:
                 last = name.endswith("c_proj.weight")
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if last else 0.02)
+        # nn.init.normal_(self.wte.weight)  # sick: tied-rows-of-one
 
     def forward(self, idx):
         T = idx.size(1)

@@ -6,6 +6,9 @@ import torch.nn.functional as F
 
 MISTAKES = {
     "no-mask": "future",
+    "scale-by-width": "score-scale",
+    "head-drawn-large": "initial-loss",
+    "no-final-norm": "growth",
 }
 ALSO: dict[str, tuple[str, ...]] = {}
 
@@ -22,7 +25,8 @@ class Head(nn.Module):
     def forward(self, x):
         B, T, C = x.shape
         k, q, v = self.key(x), self.query(x), self.value(x)
-        scores = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5
+        scores = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # healthy: scale-by-width
+        # scores = q @ k.transpose(-2, -1) * C**-0.5  # sick: scale-by-width
         scores = scores.masked_fill(self.tril[:T, :T] == 0, float("-inf"))  # healthy: no-mask
         weights = self.dropout(F.softmax(scores, dim=-1))
         return weights @ v
@@ -75,9 +79,10 @@ class GPT(nn.Module):
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Embedding(context, width)
         self.blocks = nn.Sequential(*[Block(width, heads, context, dropout) for _ in range(layers)])
-        self.ln = nn.LayerNorm(width)
+        self.ln = nn.LayerNorm(width)  # healthy: no-final-norm
         self.head = nn.Linear(width, vocab_size)
         self.apply(self._init)
+        # nn.init.normal_(self.head.weight)  # sick: head-drawn-large
 
     def _init(self, module):
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -89,7 +94,8 @@ class GPT(nn.Module):
         B, T = idx.shape
         x = self.token_embedding(idx) + self.position_embedding(torch.arange(T, device=idx.device))
         x = self.blocks(x)
-        logits = self.head(self.ln(x))
+        logits = self.head(self.ln(x))  # healthy: no-final-norm
+        # logits = self.head(x)  # sick: no-final-norm
         loss = None
         if targets is not None:
             loss = F.cross_entropy(logits.view(B * T, -1), targets.reshape(B * T))

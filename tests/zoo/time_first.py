@@ -7,6 +7,8 @@ import torch.nn as nn
 
 MISTAKES = {
     "mask-upside-down": "future",
+    "no-scale": "score-scale",
+    "decoder-drawn-large": "initial-loss",
 }
 ALSO: dict[str, tuple[str, ...]] = {}
 
@@ -46,7 +48,8 @@ class Layer(nn.Module):
     def attend(self, x, mask):
         T, B, C = x.shape
         q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
-        scores = torch.bmm(q, k.transpose(1, 2)) / math.sqrt(q.size(-1)) + mask
+        scores = torch.bmm(q, k.transpose(1, 2)) / math.sqrt(q.size(-1)) + mask  # healthy: no-scale
+        # scores = torch.bmm(q, k.transpose(1, 2)) + mask  # sick: no-scale
         y = torch.bmm(torch.softmax(scores, dim=-1), v)
         return self.out(y.transpose(0, 1).reshape(T, B, C))
 
@@ -64,7 +67,8 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList([Layer(width, heads, dropout) for _ in range(layers)])
         self.decoder = nn.Linear(width, vocab_size)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        nn.init.uniform_(self.decoder.weight, -0.1, 0.1)
+        nn.init.uniform_(self.decoder.weight, -0.1, 0.1)  # healthy: decoder-drawn-large
+        # nn.init.normal_(self.decoder.weight)  # sick: decoder-drawn-large
         nn.init.zeros_(self.decoder.bias)
 
     def forward(self, src):
