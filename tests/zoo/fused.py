@@ -12,9 +12,16 @@ MISTAKES = {
     "kernel-scale": "score-scale",
     "tied-rows-of-one": "initial-loss",
     "norm-over-window": "norm-axis",
+    "not-tied": "tied",
+    "tied-by-data": "tied",
+    "tied-by-copy": "tied",
+    "attention-drops-in-evaluation": "dropout",
+    "causal-in-evaluation-only": "modes",
+    "causal-in-training-only": "modes",
 }
 ALSO: dict[str, tuple[str, ...]] = {
     "norm-over-window": ("future", "gradients"),  # what it tells of later positions; the norm that is not called
+    "causal-in-training-only": ("future",),
 }
 
 
@@ -41,8 +48,11 @@ class Attention(nn.Module):
         B, T, C = x.size()
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))
-        p = self.dropout if self.training else 0.0
+        p = self.dropout if self.training else 0.0  # healthy: attention-drops-in-evaluation
+        # p = self.dropout  # sick: attention-drops-in-evaluation
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)  # healthy: not-causal, kernel-scale
+        # y = F.scaled_dot_product_attention(q, k, v, None, p, not self.training)  # sick: causal-in-evaluation-only
+        # y = F.scaled_dot_product_attention(q, k, v, None, p, self.training)  # sick: causal-in-training-only
         # y = F.scaled_dot_product_attention(q, k, v, dropout_p=p)  # sick: not-causal
         # y = F.scaled_dot_product_attention(q, k, v, None, p, True, scale=C**-0.5)  # sick: kernel-scale
         y = y.transpose(1, 2).contiguous().view(B, T, C)
@@ -85,12 +95,14 @@ class GPT(nn.Module):
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight
+        self.lm_head.weight = self.wte.weight  # healthy: not-tied, tied-by-data
+        # self.lm_head.weight.data = self.wte.weight.data  # sick: tied-by-data
         for name, p in self.named_parameters():
             if p.dim() > 1:
                 last = name.endswith("c_proj.weight")
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if last else 0.02)
         # nn.init.normal_(self.wte.weight)  # sick: tied-rows-of-one
+        # self.lm_head.weight = nn.Parameter(self.wte.weight.clone())  # sick: tied-by-copy
 
     def forward(self, idx):
         T = idx.size(1)
@@ -102,4 +114,5 @@ class GPT(nn.Module):
 
 def make(seed=0, vocab_size=40, context=16, width=32, heads=4, layers=2, dropout=0.1):
     torch.manual_seed(seed)
-    return {"model": GPT(Config(vocab_size, context, width, heads, layers, dropout))}
+    model = GPT(Config(vocab_size, context, width, heads, layers, dropout))
+    return {"model": model, "expect": {"tied": True}}

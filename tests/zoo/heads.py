@@ -9,6 +9,13 @@ MISTAKES = {
     "scale-by-width": "score-scale",
     "head-drawn-large": "initial-loss",
     "no-final-norm": "growth",
+    "block-never-called": "gradients",
+    "keys-detached": "gradients",
+    "heads-in-a-list": "unregistered",
+    "dropout-in-evaluation": "dropout",
+    "dropout-twice": "dropout",
+    "dropout-not-applied": "dropout",
+    "seed-in-forward": "dropout",
 }
 ALSO: dict[str, tuple[str, ...]] = {}
 
@@ -25,23 +32,28 @@ class Head(nn.Module):
     def forward(self, x):
         B, T, C = x.shape
         k, q, v = self.key(x), self.query(x), self.value(x)
+        # k = k.detach()  # sick: keys-detached
         scores = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # healthy: scale-by-width
         # scores = q @ k.transpose(-2, -1) * C**-0.5  # sick: scale-by-width
         scores = scores.masked_fill(self.tril[:T, :T] == 0, float("-inf"))  # healthy: no-mask
-        weights = self.dropout(F.softmax(scores, dim=-1))
+        weights = self.dropout(F.softmax(scores, dim=-1))  # healthy: dropout-in-evaluation
+        # weights = F.dropout(F.softmax(scores, dim=-1), 0.1)  # sick: dropout-in-evaluation
         return weights @ v
 
 
 class MultiHead(nn.Module):
     def __init__(self, width, heads, context, dropout):
         super().__init__()
-        self.heads = nn.ModuleList([Head(width, width // heads, context, dropout) for _ in range(heads)])
+        made = [Head(width, width // heads, context, dropout) for _ in range(heads)]
+        self.heads = nn.ModuleList(made)  # healthy: heads-in-a-list
+        # self.heads = made  # sick: heads-in-a-list
         self.proj = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x):
         out = torch.cat([head(x) for head in self.heads], dim=-1)
-        return self.dropout(self.proj(out))
+        return self.dropout(self.proj(out))  # healthy: dropout-not-applied
+        # return self.proj(out)  # sick: dropout-not-applied
 
 
 class FeedForward(nn.Module):
@@ -68,7 +80,8 @@ class Block(nn.Module):
 
     def forward(self, x):
         x = x + self.attention(self.ln1(x))
-        x = x + self.feed_forward(self.ln2(x))
+        x = x + self.feed_forward(self.ln2(x))  # healthy: dropout-twice
+        # x = x + self.attention.dropout(self.feed_forward(self.ln2(x)))  # sick: dropout-twice
         return x
 
 
@@ -92,8 +105,10 @@ class GPT(nn.Module):
 
     def forward(self, idx, targets=None):
         B, T = idx.shape
+        # torch.manual_seed(1337)  # sick: seed-in-forward
         x = self.token_embedding(idx) + self.position_embedding(torch.arange(T, device=idx.device))
-        x = self.blocks(x)
+        x = self.blocks(x)  # healthy: block-never-called
+        # x = self.blocks[0](x)  # sick: block-never-called
         logits = self.head(self.ln(x))  # healthy: no-final-norm
         # logits = self.head(x)  # sick: no-final-norm
         loss = None

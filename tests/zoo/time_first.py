@@ -9,6 +9,8 @@ MISTAKES = {
     "mask-upside-down": "future",
     "no-scale": "score-scale",
     "decoder-drawn-large": "initial-loss",
+    "always-training": "dropout",
+    "scaled-in-training": "modes",
 }
 ALSO: dict[str, tuple[str, ...]] = {}
 
@@ -71,11 +73,16 @@ class Transformer(nn.Module):
         # nn.init.normal_(self.decoder.weight)  # sick: decoder-drawn-large
         nn.init.zeros_(self.decoder.bias)
 
+    # def train(self, mode=True):  # sick: always-training
+    #     return super().train(True)  # sick: always-training
+
     def forward(self, src):
         T = src.size(0)
         mask = torch.triu(torch.full((T, T), float("-inf")), diagonal=1)  # healthy: mask-upside-down
         # mask = torch.tril(torch.full((T, T), float("-inf")), diagonal=-1)  # sick: mask-upside-down
-        x = self.positions(self.embedding(src) * math.sqrt(self.width))
+        x = self.embedding(src) * math.sqrt(self.width)  # healthy: scaled-in-training
+        # x = self.embedding(src) * (math.sqrt(self.width) if self.training else 1)  # sick: scaled-in-training
+        x = self.positions(x)
         for layer in self.layers:
             x = layer(x, mask)
         return self.decoder(x)
