@@ -122,8 +122,10 @@ def _traced(
 
         handles += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(behind)]
 
-    def done(name: str, output: Any) -> None:
-        after(f"{OPERATION}{name}", output)
+    def done(name: str, output: Any, given: Any) -> None:
+        path = f"{OPERATION}{name}"
+        open_ones[path] = lay(given), next(time)
+        after(path, output)
 
     try:
         with Operations(done) if operations else contextlib.nullcontext():
@@ -140,15 +142,15 @@ OPERATION = "operation "
 
 
 class Operations(TorchFunctionMode):
-    """Inside, every function of torch is told of: its name and what it returned."""
+    """Inside, every function of torch is told of: its name, what it returned and what it was given."""
 
-    def __init__(self, done: Callable[[str, Any], None]) -> None:
+    def __init__(self, done: Callable[[str, Any, Any], None]) -> None:
         super().__init__()
         self.done = done
 
     def __torch_function__(self, function: Any, kinds: Any, args: Any = (), named: Any = None) -> Any:
         output = function(*args, **(named or {}))
-        self.done(str(getattr(function, "__name__", "")), output)
+        self.done(str(getattr(function, "__name__", "")), output, (args, list((named or {}).values())))
         return output
 
 

@@ -9,8 +9,15 @@ import torch.nn.functional as F
 
 MISTAKES = {
     "not-causal": "future",
+    "sees-ahead-in-training": "future",
+    "one-position-for-all": "order",
+    "positions-wrapped": "context-end",
+    "positions-held": "context-end",
+    "rows-mixed": "batch",
 }
-ALSO: dict[str, tuple[str, ...]] = {}
+ALSO: dict[str, tuple[str, ...]] = {
+    "sees-ahead-in-training": ("modes",),
+}
 
 
 @dataclass
@@ -37,9 +44,12 @@ class Attention(nn.Module):
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))
         p = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)  # healthy: not-causal
-        # y = F.scaled_dot_product_attention(q, k, v, dropout_p=p)  # sick: not-causal
-        y = y.transpose(1, 2).contiguous().view(B, T, C)
+        causal = True
+        # causal = False  # sick: not-causal
+        # causal = not self.training  # sick: sees-ahead-in-training
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=causal)
+        y = y.transpose(1, 2).contiguous().view(B, T, C)  # healthy: rows-mixed
+        # y = y.permute(2, 0, 1, 3).reshape(B, T, C)  # sick: rows-mixed
         return self.resid_dropout(self.c_proj(y))
 
 
@@ -86,7 +96,11 @@ class GPT(nn.Module):
 
     def forward(self, idx):
         T = idx.size(1)
-        x = self.drop(self.wte(idx) + self.wpe(torch.arange(T, device=idx.device)))
+        pos = torch.arange(T, device=idx.device)
+        # pos = pos % self.config.block_size  # sick: positions-wrapped
+        # pos = pos.clamp(max=self.config.block_size - 1)  # sick: positions-held
+        # pos = pos * 0  # sick: one-position-for-all
+        x = self.drop(self.wte(idx) + self.wpe(pos))
         for block in self.h:
             x = block(x)
         return self.lm_head(self.ln_f(x))

@@ -6,8 +6,16 @@ import torch.nn.functional as F
 
 MISTAKES = {
     "no-mask": "future",
+    "mask-after-softmax": "future",
+    "mask-too-short": "context-end",
+    "no-positions": "order",
+    "sees-itself-alone": "past",
+    "blocks-never-called": "past",
 }
-ALSO: dict[str, tuple[str, ...]] = {}
+ALSO: dict[str, tuple[str, ...]] = {
+    "sees-itself-alone": ("gradients",),  # a softmax over one key
+    "blocks-never-called": ("gradients",),
+}
 
 
 class Head(nn.Module):
@@ -16,15 +24,19 @@ class Head(nn.Module):
         self.key = nn.Linear(width, size, bias=False)
         self.query = nn.Linear(width, size, bias=False)
         self.value = nn.Linear(width, size, bias=False)
-        self.register_buffer("tril", torch.tril(torch.ones(context, context)))
+        self.register_buffer("tril", torch.tril(torch.ones(context, context)))  # healthy: mask-too-short
+        # self.register_buffer("tril", torch.tril(torch.ones(context - 1, context - 1)))  # sick: mask-too-short
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x):
         B, T, C = x.shape
         k, q, v = self.key(x), self.query(x), self.value(x)
         scores = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5
-        scores = scores.masked_fill(self.tril[:T, :T] == 0, float("-inf"))  # healthy: no-mask
+        visible = self.tril[:T, :T]
+        # visible = torch.eye(T)  # sick: sees-itself-alone
+        scores = scores.masked_fill(visible == 0, float("-inf"))  # healthy: no-mask, mask-after-softmax
         weights = self.dropout(F.softmax(scores, dim=-1))
+        # weights = weights.masked_fill(visible == 0, 0.0)  # sick: mask-after-softmax
         return weights @ v
 
 
@@ -87,8 +99,9 @@ class GPT(nn.Module):
 
     def forward(self, idx, targets=None):
         B, T = idx.shape
-        x = self.token_embedding(idx) + self.position_embedding(torch.arange(T, device=idx.device))
-        x = self.blocks(x)
+        x = self.token_embedding(idx)
+        x = x + self.position_embedding(torch.arange(T, device=idx.device))  # healthy: no-positions
+        x = self.blocks(x)  # healthy: blocks-never-called
         logits = self.head(self.ln(x))
         loss = None
         if targets is not None:

@@ -7,6 +7,7 @@ import torch.nn as nn
 
 MISTAKES = {
     "mask-upside-down": "future",
+    "positions-not-returned": "order",
 }
 ALSO: dict[str, tuple[str, ...]] = {}
 
@@ -22,7 +23,9 @@ class Positions(nn.Module):
         self.register_buffer("table", table)
 
     def forward(self, x):
-        return x + self.table[: x.size(0)]
+        placed = x + self.table[: x.size(0)]
+        # placed = x  # sick: positions-not-returned
+        return placed
 
 
 class Layer(nn.Module):

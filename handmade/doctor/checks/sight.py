@@ -10,7 +10,7 @@ B rows, T positions, F features.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -283,41 +283,32 @@ def past(patient: Patient) -> Finding:
 
 
 def never_run(patient: Patient) -> list[str]:
-    """Modules with weights that were not called, the outermost ones, and whose weights nobody else used: a change of
-    them changes nothing."""
-    tokens = rows_of(patient, length_of(patient))
+    """Modules that were not called and whose weights nobody else used (some are handed to a function): the outermost
+    ones, but for mere lists."""
     with patient.exposed(), patient.outputs() as ran:
-        before = answers(patient, tokens)
-    ran = dict(ran)
+        weights = [one for one in weights_of(patient.given.model).values() if one.requires_grad]
+        said = patient.run(rows_of(patient, length_of(patient)))
+        if not said.requires_grad:
+            return []
+        gradients = torch.autograd.grad(said.sum(), weights, allow_unused=True)
+    used = {id(one) for one, gradient in zip(weights, gradients, strict=True) if gradient is not None}
     idle: list[str] = []
     for path, module in patient.modules.items():
-        if path in ran or any(path.startswith((f"{one}.", f"{one}[")) for one in idle):
-            continue
-        weights = weights_of(module).values()
-        if not weights or any(below.startswith((f"{path}.", f"{path}[")) for below in ran):
-            continue
-        kept = [(one, one.detach().clone()) for one in weights]
-        for one, value in kept:
-            one.data.add_(value.abs().mean() + 0.5)
-        with patient.steady():
-            unused = True
-            try:
-                with patient.exposed():
-                    unused = moved(before, answers(patient, tokens)) <= SEEN
-            except NotExamined:
-                unused = False
-        for one, value in kept:
-            one.data.copy_(value)
-        if unused:
+        own = list(module.parameters())
+        called = path in ran or any(id(one) in used for one in own)
+        within = any(path.startswith((f"{one}.", f"{one}[")) for one in idle)
+        if own and not called and not within and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             idle.append(path)
     return idle
 
 
 # order
 
-GAINS = (1.0, 4.0)
-"""How strongly matrices are drawn, one after the other, until order is seen: in a model without norms scores are small
-at first, and attention is all but a mean, whatever positions there are."""
+GAIN = 4.0
+CLEAR = 1e-2
+"""A replacement that moves less is too near to rounding for a swap to be measured by, where attention may be sharp."""
+FAINT = 1e-4
+"""The same, where it is not."""
 TOLD_APART = 1e-3
 """Swapping two tokens over replacing one, where positions first mix: to be measured."""
 
@@ -384,25 +375,48 @@ def blind(patient: Patient) -> tuple[str, float] | None:
     length = length_of(patient)
     if length < 3:
         raise NotExamined("rows of two positions: one earlier token has no order")
-    found: tuple[str, float] | None = None
-    for gain in GAINS:
-        with patient.exposed(gain):
-            tokens = rows_of(patient, length)
-            for pair in dict.fromkeys([(length - 3, length - 2), (length // 2 - 1, length // 2), (0, 1)]):
-                mixing = first_mixing(patient, tokens, *pair)
-                if mixing is None:
-                    continue
-                if mixing.share > TOLD_APART:
-                    if mixing.inside is None and patient.every_position:  # nothing is seen of what happens in it
-                        return mixing.where, said_alone(patient, length)
-                    return mixing.where, mixing.share
-                found = found or (mixing.where, mixing.share)
-                break
-            if found is not None and gain == 1 and (later := later_mixing(patient, tokens, pair)) is not None:
-                return later
-        if found is None:
+    with patient.exposed():
+        tokens = rows_of(patient, length)
+        for pair in dict.fromkeys([(length - 3, length - 2), (length // 2 - 1, length // 2), (0, 1)]):
+            mixing = first_mixing(patient, tokens, *pair)
+            if mixing is None:
+                continue
+            if mixing.share > TOLD_APART:
+                if mixing.inside is None and patient.every_position:  # nothing is seen of what happens in it
+                    return mixing.where, said_alone(patient, length)
+                return mixing.where, mixing.share
+            elsewhere = later_mixing(patient, tokens, pair) or placed(patient, tokens, pair)
+            if elsewhere is not None:
+                return elsewhere
+            break
+        else:
             return None
-    return found
+    return mixing.where, max(mixing.share, strongly(patient, tokens, pair, mixing))
+
+
+def strongly(patient: Patient, tokens: Tensor, pair: tuple[int, int], mixing: Mixing) -> float:
+    """The share of a swap at the same place with matrices drawn `GAIN` times as large: in a model without norms scores
+    are small, and attention is all but a mean, whatever positions there are. 0 where that shows nothing."""
+    with patient.exposed(GAIN):
+        found = first_mixing(patient, tokens, *pair, until=mixing.inside, least=CLEAR)
+    return found.share if found is not None and found.inside == mixing.inside else 0.0
+
+
+def placed(patient: Patient, tokens: Tensor, pair: tuple[int, int]) -> tuple[str, float] | None:
+    """Whether positions are in what is mixed first, though the mixing itself is blind to them: a plain mean of
+    embeddings with positions says the same in any order, and what is made of them one by one, behind it, does not. None
+    unless what is said in the end depends on order, and what goes into the first operation that mixes differs from
+    position to position where all tokens are the same."""
+    rows = [tokens, *(replaced(patient, tokens, place) for place in pair), swapped(tokens, *pair)]
+    share = share_of([answers(patient, row)[-1] for row in rows])
+    mixing = _first_mixing(patient, tokens, *pair, None, True)
+    if share is None or share <= TOLD_APART or mixing is None or mixing.inside is None:
+        return None
+    same = tokens[:, :1].expand_as(tokens).contiguous()
+    given = patient.trace(same, mixing.inside, operations=True)[-1].given
+    if given is None or given.shape[1] != tokens.shape[1] or moved(given[0, :1].expand_as(given[0]), given[0]) <= SEEN:
+        return None
+    return "what is said", share
 
 
 @dataclass(frozen=True)
@@ -417,20 +431,31 @@ class Mixing:
 
 
 def first_mixing(
-    patient: Patient, tokens: Tensor, one: int, other: int, until: tuple[str, int] | None = None
+    patient: Patient,
+    tokens: Tensor,
+    one: int,
+    other: int,
+    until: tuple[str, int] | None = None,
+    least: float = FAINT,
 ) -> Mixing | None:
     """The first of all things given to and returned by modules that depends, at the last position, on the tokens at
     both places; where no module inside the model shows it, of what functions of torch return. None where nothing does.
     """
     operations = until is not None and until[0].startswith(OPERATION)
-    found = _first_mixing(patient, tokens, one, other, until, operations)
+    found = _first_mixing(patient, tokens, one, other, until, operations, least)
     if found is not None and found.inside is None and not operations:
-        return _first_mixing(patient, tokens, one, other, until, True) or found
+        return _first_mixing(patient, tokens, one, other, until, True, least) or found
     return found
 
 
 def _first_mixing(
-    patient: Patient, tokens: Tensor, one: int, other: int, until: tuple[str, int] | None, operations: bool
+    patient: Patient,
+    tokens: Tensor,
+    one: int,
+    other: int,
+    until: tuple[str, int] | None,
+    operations: bool,
+    least: float = FAINT,
 ) -> Mixing | None:
     if tokens[0, one] == tokens[0, other]:
         tokens = replaced(patient, tokens, one)
@@ -444,7 +469,7 @@ def _first_mixing(
             (steps[0].began, [step.given for step in steps], False),
             (steps[0].ended, [step.output for step in steps], True),
         ):
-            share = share_of([None if thing is None else thing[0, -1] for thing in things])
+            share = share_of([None if thing is None else thing[0, -1] for thing in things], least)
             if share is not None:
                 seen.append((time, share, steps[0], out))
     if seen:
@@ -454,18 +479,18 @@ def _first_mixing(
         return Mixing(named(patient, where), step.key if step.path else None, share)
     if until is not None:
         return None
-    share = share_of([answers(patient, row)[-1] for row in rows])
+    share = share_of([answers(patient, row)[-1] for row in rows], least)
     return None if share is None else Mixing("what is said", None, share)
 
 
-def share_of(things: Sequence[Tensor | None]) -> float | None:
+def share_of(things: Sequence[Tensor | None], least: float = FAINT) -> float | None:
     """How far a swap moves something, relative to the lesser of two replacements; of (as it is, with the one replaced,
-    with the other, with both swapped). None where one of the replacements does not move it."""
+    with the other, with both swapped). None where one of the replacements moves it by no more than `least`."""
     before, *after = things
     if before is None or any(one is None or one.shape != before.shape for one in after):
         return None
     first, second, swap = (moved(before, one) for one in after if one is not None)
-    return swap / min(first, second) if min(first, second) > SEEN else None
+    return swap / min(first, second) if min(first, second) > least else None
 
 
 def said_alone(patient: Patient, length: int) -> float:
@@ -607,15 +632,13 @@ def is_dear(patient: Patient, length: int) -> bool:
 
 def mixing_of(patient: Patient) -> Mixing | None:
     """Where two tokens before the last first reach it, in a short row."""
-    found: Mixing | None = None
-    for gain in GAINS:
-        with patient.exposed(gain):
-            tokens = rows_of(patient, length_of(patient))
-            last = tokens.shape[1] - 1
-            found = (first_mixing(patient, tokens, last - 2, last - 1) if last > 1 else None) or found
-        if found is None or found.share > TOLD_APART:
-            break
-    return found
+    with patient.exposed():
+        tokens = rows_of(patient, length_of(patient))
+        last = tokens.shape[1] - 1
+        found = first_mixing(patient, tokens, last - 2, last - 1) if last > 1 else None
+    if found is None or found.share > TOLD_APART:
+        return found
+    return replace(found, share=max(found.share, strongly(patient, tokens, (last - 2, last - 1), found)))
 
 
 def refused(patient: Patient, length: int, mixing: Mixing | None) -> str | None:
@@ -633,17 +656,15 @@ def closest(patient: Patient, context: int, inside: tuple[str, int]) -> tuple[fl
     """The least that a swap across the context's end moves what mixes first, and which two tokens those are."""
     sizes = {size for one in weights_of(patient.given.model).values() for size in one.shape}
     length = next(n for n in range(context + 2, context + 100) if n not in sizes)
-    shares: dict[tuple[int, int], float] = {}
-    for gain in GAINS:
-        with patient.exposed(gain):
-            tokens = rows_of(patient, length)
-            for pair in ((context - 1, context), (0, context)):
-                mixing = first_mixing(patient, tokens, *pair, until=inside)
-                if mixing is not None:
-                    shares[pair] = max(shares.get(pair, 0.0), mixing.share)
-        if all(share > TOLD_APART for share in shares.values()):
-            break
-    return min(((share, pair) for pair, share in shares.items()), default=(1.0, (context - 1, context)))
+    tokens = rows_of(patient, length)
+    found = []
+    for pair in ((context - 1, context), (0, context)):
+        with patient.exposed():
+            mixing = first_mixing(patient, tokens, *pair, until=inside)
+        if mixing is not None:
+            share = mixing.share if mixing.share > TOLD_APART else strongly(patient, tokens, pair, mixing)
+            found.append((max(share, mixing.share), pair))
+    return min(found, default=(1.0, (context - 1, context)))
 
 
 CHECKS: tuple[Check, ...] = (future, past, order, context_end)
