@@ -9,7 +9,7 @@ B rows, T positions, F features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +21,7 @@ from handmade.doctor.findings import Finding, NotExamined, healthy, sick
 from handmade.doctor.meeting import DEAR, told, works
 from handmade.doctor.patient import Patient
 from handmade.doctor.stirring import weights_of
-from handmade.doctor.tracing import OPERATION, Step, reach_of
+from handmade.doctor.tracing import OPERATION, Alone, Change, Step, asked_alone, reach_of
 
 PRIMES = (31, 23, 19, 17, 13, 11, 7, 5, 3, 2)
 ROWS = 2
@@ -32,13 +32,13 @@ SEEN = 1e-5
 """A change of what is said, relative to the largest, from which on it counts."""
 
 
-def length_of(patient: Patient) -> int:
+def length_of(patient: Patient, most: int = 31) -> int:
     """How long the rows are: a prime number, unlike the sizes of features, so that axes can be told apart. Raises
     NotExamined for rows of one position."""
     if patient.form.full and patient.length > 1:
         return patient.length
     for length in PRIMES:
-        if length <= patient.length:
+        if length <= min(patient.length, most):
             return length
     raise NotExamined("rows of one position have neither past nor future")
 
@@ -372,7 +372,7 @@ def order(patient: Patient) -> Finding:
 def blind(patient: Patient) -> tuple[str, float] | None:
     """Where positions first mix, or where order first counts, and how much (d of `order`). None where fewer than two
     earlier tokens count. Raises NotExamined where that cannot be told from outside."""
-    length = length_of(patient)
+    length = length_of(patient, most=13 if patient.size > LARGE else 31)
     if length < 3:
         raise NotExamined("rows of two positions: one earlier token has no order")
     with patient.exposed():
@@ -512,27 +512,25 @@ def later_mixing(patient: Patient, tokens: Tensor, pair: tuple[int, int]) -> tup
     def swap(x: Tensor) -> None:
         x[0, list(pair)] = x[0, [pair[1], pair[0]]]
 
-    def replace_by_next(place: int) -> Callable[[Tensor], None]:
+    def same(x: Tensor) -> None:
+        pass
+
+    def other(place: int) -> Change:
         def change(x: Tensor) -> None:
             x[0, place] = x[0, (place + 3) % (length - 1)]
 
         return change
 
-    steps = [one for one in patient.trace(tokens) if one.given is not None and one.given.shape[1] == length]
-    mixing: list[Step] = []
-    for step in steps:  # inner ones come before those that hold them
-        held = [one for one in mixing if one.began > step.began]
-        if len(held) > 1 or is_plain(patient.modules[step.path]):
+    mixing: list[Alone] = []
+    for one in asked_alone(patient, tokens, (same, other(pair[0]), other(pair[1]), swap), is_plain):
+        held = [inner for inner in mixing if inner.began > one.began]
+        share = share_of([None if said is None else said[0, -1] for said in one.outputs])
+        if share is None or len(held) > 1:
             continue  # several layers in a row let some order through by the mask alone
-        changes = (None, replace_by_next(pair[0]), replace_by_next(pair[1]), swap)
-        outputs = [patient.trace(tokens, step.key, change=change)[-1] for change in changes]
-        share = share_of([None if one.output is None or one.key != step.key else one.output[0, -1] for one in outputs])
-        if share is None:
-            continue
         if share > TOLD_APART:
-            return named(patient, step.path), share
+            return named(patient, one.path), share
         if not held:
-            mixing.append(step)
+            mixing.append(one)
     return None
 
 
