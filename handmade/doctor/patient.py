@@ -29,7 +29,7 @@ from handmade.doctor.stirring import (
     two_valued,
     weights_of,
 )
-from handmade.doctor.tracing import Change, Step, traced
+from handmade.doctor.tracing import Step, traced
 from handmade.errors import ConfigError
 
 
@@ -327,16 +327,15 @@ class Patient:
         tokens: Tensor,
         until: tuple[str, int] | None = None,
         training: bool = False,
-        change: Change | None = None,
         operations: bool = False,
     ) -> list[Step]:
         """What each module was given and returned, in the order in which they were done, for rows of tokens; without
-        gradients. With `until` (path, how often it had run before) the rest of the model is left out; then `change` may
-        change what that module is given. With `operations` also what each function of torch returned."""
+        gradients. With `until` (path, how often it had run before) the rest of the model is left out. With `operations`
+        also what each function of torch was given and returned."""
         if any(isinstance(one, torch.jit.ScriptModule) for one in self.modules.values()):
             raise NotExamined("it is scripted: its inside cannot be seen")
         with torch.no_grad(), self.mode(training):
-            return traced(self, tokens, until, change, operations)
+            return traced(self, tokens, until, operations)
 
     def fresh(self) -> Any:
         """Another instance, with weights drawn anew. Raises NotExamined where nobody said how to make one."""

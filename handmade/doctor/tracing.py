@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from handmade.doctor.forms import tensors_in
+from handmade.doctor.stirring import STEADY, seed_everything
 
 if TYPE_CHECKING:
     from handmade.doctor.patient import Patient
@@ -48,26 +49,21 @@ class Enough(BaseException):
     """Ends a forward whose rest is of no interest. No `except Exception` of the patient's stops it."""
 
 
-Change = Callable[[Tensor], None]
-"""Changes features (B, T, ...) in place."""
-
-
 def traced(
     patient: Patient,
     tokens: Tensor,
     until: tuple[str, int] | None = None,
-    change: Change | None = None,
     operations: bool = False,
 ) -> list[Step]:
     """The steps of one call for rows of tokens (B, T), in the order in which they ended: see `Patient.trace`."""
     size = 1 if patient.form.single else patient.form.rows
     if size is None:
-        return _traced(patient, tokens, until, change, operations)
+        return _traced(patient, tokens, until, operations)
     parts = []
     for first in range(0, len(tokens), size):
         rows = tokens[first : first + size]
         rows = torch.cat([rows, rows[-1:].expand(size - len(rows), -1)]) if len(rows) < size else rows
-        parts.append(_traced(patient, rows, until, change, operations))
+        parts.append(_traced(patient, rows, until, operations))
     return [
         replace(same[0], output=joined([one.output for one in same], len(tokens)),
                 given=joined([one.given for one in same], len(tokens)))
@@ -84,9 +80,7 @@ def joined(tensors: Sequence[Tensor | None], rows: int) -> Tensor | None:
     return torch.cat(known)[:rows]
 
 
-def _traced(
-    patient: Patient, tokens: Tensor, until: tuple[str, int] | None, change: Change | None, operations: bool
-) -> list[Step]:
+def _traced(patient: Patient, tokens: Tensor, until: tuple[str, int] | None, operations: bool) -> list[Step]:
     rows, length = tokens.shape
     steps: list[Step] = []
     runs: Counter[str] = Counter()
@@ -95,12 +89,7 @@ def _traced(
     time = count()
 
     def lay(things: Any) -> Tensor | None:
-        """A copy: what is changed in place afterwards was what it was."""
-        for tensor in tensors_in(things):
-            view = laid_out(tensor, rows, length, patient.form.time_first)
-            if view is not None:
-                return view.flatten(2).detach().clone()
-        return None
+        return first_laid_out(things, rows, length, patient.form.time_first)
 
     def after(path: str, output: Any) -> None:
         given, began = open_ones.pop(path, (None, 0))
@@ -111,19 +100,18 @@ def _traced(
 
     for path, module in patient.modules.items():
 
-        def before(_: nn.Module, args: Any, named: Any, path: str = path) -> Any:
-            if change is not None and until == (path, runs[path]):
-                args, named = changed_in((args, named), rows, length, patient.form.time_first, change)
+        def before(_: nn.Module, args: Any, named: Any, path: str = path) -> None:
             open_ones[path] = lay((args, list(named.values()))), next(time)
-            return args, named
 
         def behind(_: nn.Module, __: Any, output: Any, path: str = path) -> None:
             after(path, output)
 
         handles += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(behind)]
 
-    def done(name: str, output: Any) -> None:
-        after(f"{OPERATION}{name}", output)
+    def done(name: str, output: Any, given: Any) -> None:
+        path = f"{OPERATION}{name}"
+        open_ones[path] = lay(given), next(time)
+        after(path, output)
 
     try:
         with Operations(done) if operations else contextlib.nullcontext():
@@ -140,33 +128,98 @@ OPERATION = "operation "
 
 
 class Operations(TorchFunctionMode):
-    """Inside, every function of torch is told of: its name and what it returned."""
+    """Inside, every function of torch is told of: its name, what it returned and what it was given."""
 
-    def __init__(self, done: Callable[[str, Any], None]) -> None:
+    def __init__(self, done: Callable[[str, Any, Any], None]) -> None:
         super().__init__()
         self.done = done
 
     def __torch_function__(self, function: Any, kinds: Any, args: Any = (), named: Any = None) -> Any:
         output = function(*args, **(named or {}))
-        self.done(str(getattr(function, "__name__", "")), output)
+        self.done(str(getattr(function, "__name__", "")), output, (args, list((named or {}).values())))
         return output
 
 
+Change = Callable[[Tensor], None]
+"""Changes features (B, T, ...) in place."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What one module returned when it was asked by itself, with its input changed in several ways."""
+
+    path: str
+    began: int
+    ended: int
+    outputs: list[Tensor | None]
+    """(B, T, F) for each change; None where it failed or cannot be laid out."""
+
+
+def asked_alone(
+    patient: Patient, tokens: Tensor, changes: Sequence[Change], skip: Callable[[nn.Module], bool]
+) -> list[Alone]:
+    """Every module that is given features by position, asked by itself once for each change of them, inner ones first.
+    Of a model that takes one sequence or a fixed number of rows at a time, the first ones."""
+    size = 1 if patient.form.single else patient.form.rows
+    tokens = tokens if size is None else tokens[:size]
+    rows, length = tokens.shape
+    time_first = patient.form.time_first
+    found: dict[str, Alone] = {}
+    handles = []
+    time = count()
+    busy = False
+
+    def ask(module: nn.Module, args: Any, named: Any, change: Change) -> Tensor | None:
+        args, named = changed_in((args, named), rows, length, time_first, change)
+        seed_everything(STEADY)
+        try:
+            return first_laid_out(module(*args, **named), rows, length, time_first)
+        except Exception:
+            return None
+
+    for path, module in patient.modules.items():
+        if skip(module):
+            continue
+
+        def before(module: nn.Module, args: Any, named: Any, path: str = path) -> None:
+            nonlocal busy
+            if busy or path in found:
+                return
+            given = first_laid_out((args, list(named.values())), rows, length, time_first)
+            if given is not None and given.shape[1] == length:
+                busy = True
+                try:
+                    outputs = [ask(module, args, named, change) for change in changes]
+                finally:
+                    busy = False
+                found[path] = Alone(path, next(time), -1, outputs)
+
+        def after(_: nn.Module, __: Any, ___: Any, path: str = path) -> None:
+            if not busy and path in found and found[path].ended < 0:
+                found[path] = replace(found[path], ended=next(time))
+
+        handles += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
+    try:
+        with torch.no_grad(), patient.mode(training=False):
+            patient.call(tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sorted(found.values(), key=lambda one: one.ended)
+
+
 def changed_in(things: Any, rows: int, length: int, time_first: bool, change: Change) -> Any:
-    """Arguments of a module with the first tensor of features in them changed."""
+    """Arguments of a module, copied, with the first tensor of features in them changed."""
     done = False
 
     def visit(thing: Any) -> Any:
         nonlocal done
-        if done:
-            return thing
         if torch.is_tensor(thing):
             copy = thing.detach().clone(memory_format=torch.contiguous_format)
-            view = laid_out(copy, rows, length, time_first)
-            if view is None or view.shape[1] != length:
-                return thing
-            done = True
-            change(view)
+            view = None if done else laid_out(copy, rows, length, time_first)
+            if view is not None and view.shape[1] == length:
+                done = True
+                change(view)
             return copy
         if type(thing) in (list, tuple):
             return type(thing)(visit(one) for one in thing)
@@ -175,6 +228,16 @@ def changed_in(things: Any, rows: int, length: int, time_first: bool, change: Ch
         return thing
 
     return visit(things)
+
+
+def first_laid_out(things: Any, rows: int, length: int, time_first: bool) -> Tensor | None:
+    """The first tensor of features in things, as (B, T, F): a copy, for what is changed in place afterwards was what it
+    was. None where there is none."""
+    for tensor in tensors_in(things):
+        view = laid_out(tensor, rows, length, time_first)
+        if view is not None:
+            return view.flatten(2).detach().clone()
+    return None
 
 
 def laid_out(tensor: Tensor, rows: int, length: int, time_first: bool = False) -> Tensor | None:

@@ -18,10 +18,17 @@ MISTAKES = {
     "attention-drops-in-evaluation": "dropout",
     "causal-in-evaluation-only": "modes",
     "causal-in-training-only": "modes",
+    "sees-ahead-in-training": "future",
+    "one-position-for-all": "order",
+    "positions-wrapped": "context-end",
+    "positions-held": "context-end",
+    "rows-mixed": "batch",
 }
 ALSO: dict[str, tuple[str, ...]] = {
     "norm-over-window": ("future", "gradients"),  # what it tells of later positions; the norm that is not called
     "causal-in-training-only": ("future",),
+    "causal-in-evaluation-only": ("future",),
+    "sees-ahead-in-training": ("modes",),
 }
 
 
@@ -50,12 +57,14 @@ class Attention(nn.Module):
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))
         p = self.dropout if self.training else 0.0  # healthy: attention-drops-in-evaluation
         # p = self.dropout  # sick: attention-drops-in-evaluation
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)  # healthy: not-causal, kernel-scale
-        # y = F.scaled_dot_product_attention(q, k, v, None, p, not self.training)  # sick: causal-in-evaluation-only
-        # y = F.scaled_dot_product_attention(q, k, v, None, p, self.training)  # sick: causal-in-training-only
-        # y = F.scaled_dot_product_attention(q, k, v, dropout_p=p)  # sick: not-causal
+        causal = True
+        # causal = False  # sick: not-causal
+        # causal = not self.training  # sick: sees-ahead-in-training, causal-in-evaluation-only
+        # causal = self.training  # sick: causal-in-training-only
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=causal)  # healthy: kernel-scale
         # y = F.scaled_dot_product_attention(q, k, v, None, p, True, scale=C**-0.5)  # sick: kernel-scale
-        y = y.transpose(1, 2).contiguous().view(B, T, C)
+        y = y.transpose(1, 2).contiguous().view(B, T, C)  # healthy: rows-mixed
+        # y = y.permute(2, 0, 1, 3).reshape(B, T, C)  # sick: rows-mixed
         return self.resid_dropout(self.c_proj(y))
 
 
@@ -106,7 +115,11 @@ class GPT(nn.Module):
 
     def forward(self, idx):
         T = idx.size(1)
-        x = self.drop(self.wte(idx) + self.wpe(torch.arange(T, device=idx.device)))
+        pos = torch.arange(T, device=idx.device)
+        # pos = pos % self.config.block_size  # sick: positions-wrapped
+        # pos = pos.clamp(max=self.config.block_size - 1)  # sick: positions-held
+        # pos = pos * 0  # sick: one-position-for-all
+        x = self.drop(self.wte(idx) + self.wpe(pos))
         for block in self.h:
             x = block(x)
         return self.lm_head(self.ln_f(x))

@@ -16,8 +16,16 @@ MISTAKES = {
     "dropout-twice": "dropout",
     "dropout-not-applied": "dropout",
     "seed-in-forward": "dropout",
+    "mask-after-softmax": "future",
+    "mask-too-short": "context-end",
+    "no-positions": "order",
+    "sees-itself-alone": "past",
+    "blocks-never-called": "past",
 }
-ALSO: dict[str, tuple[str, ...]] = {}
+ALSO: dict[str, tuple[str, ...]] = {
+    "sees-itself-alone": ("gradients",),  # a softmax over one key
+    "blocks-never-called": ("gradients",),
+}
 
 
 class Head(nn.Module):
@@ -26,7 +34,8 @@ class Head(nn.Module):
         self.key = nn.Linear(width, size, bias=False)
         self.query = nn.Linear(width, size, bias=False)
         self.value = nn.Linear(width, size, bias=False)
-        self.register_buffer("tril", torch.tril(torch.ones(context, context)))
+        self.register_buffer("tril", torch.tril(torch.ones(context, context)))  # healthy: mask-too-short
+        # self.register_buffer("tril", torch.tril(torch.ones(context - 1, context - 1)))  # sick: mask-too-short
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x):
@@ -35,9 +44,12 @@ class Head(nn.Module):
         # k = k.detach()  # sick: keys-detached
         scores = q @ k.transpose(-2, -1) * k.shape[-1] ** -0.5  # healthy: scale-by-width
         # scores = q @ k.transpose(-2, -1) * C**-0.5  # sick: scale-by-width
-        scores = scores.masked_fill(self.tril[:T, :T] == 0, float("-inf"))  # healthy: no-mask
+        visible = self.tril[:T, :T]
+        # visible = torch.eye(T)  # sick: sees-itself-alone
+        scores = scores.masked_fill(visible == 0, float("-inf"))  # healthy: no-mask, mask-after-softmax
         weights = self.dropout(F.softmax(scores, dim=-1))  # healthy: dropout-in-evaluation
         # weights = F.dropout(F.softmax(scores, dim=-1), 0.1)  # sick: dropout-in-evaluation
+        # weights = weights.masked_fill(visible == 0, 0.0)  # sick: mask-after-softmax
         return weights @ v
 
 
@@ -106,8 +118,9 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None):
         B, T = idx.shape
         # torch.manual_seed(1337)  # sick: seed-in-forward
-        x = self.token_embedding(idx) + self.position_embedding(torch.arange(T, device=idx.device))
-        x = self.blocks(x)  # healthy: block-never-called
+        x = self.token_embedding(idx)
+        x = x + self.position_embedding(torch.arange(T, device=idx.device))  # healthy: no-positions
+        x = self.blocks(x)  # healthy: blocks-never-called, block-never-called
         # x = self.blocks[0](x)  # sick: block-never-called
         logits = self.head(self.ln(x))  # healthy: no-final-norm
         # logits = self.head(x)  # sick: no-final-norm

@@ -9,8 +9,8 @@ B rows, T positions, F features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from handmade.doctor.findings import Finding, NotExamined, healthy, sick
 from handmade.doctor.meeting import DEAR, told, works
 from handmade.doctor.patient import Patient
 from handmade.doctor.stirring import weights_of
-from handmade.doctor.tracing import OPERATION, Step, reach_of
+from handmade.doctor.tracing import OPERATION, Alone, Change, Step, asked_alone, reach_of
 
 PRIMES = (31, 23, 19, 17, 13, 11, 7, 5, 3, 2)
 ROWS = 2
@@ -32,13 +32,13 @@ SEEN = 1e-5
 """A change of what is said, relative to the largest, from which on it counts."""
 
 
-def length_of(patient: Patient) -> int:
+def length_of(patient: Patient, most: int = 31) -> int:
     """How long the rows are: a prime number, unlike the sizes of features, so that axes can be told apart. Raises
     NotExamined for rows of one position."""
     if patient.form.full and patient.length > 1:
         return patient.length
     for length in PRIMES:
-        if length <= patient.length:
+        if length <= min(patient.length, most):
             return length
     raise NotExamined("rows of one position have neither past nor future")
 
@@ -283,41 +283,32 @@ def past(patient: Patient) -> Finding:
 
 
 def never_run(patient: Patient) -> list[str]:
-    """Modules with weights that were not called, the outermost ones, and whose weights nobody else used: a change of
-    them changes nothing."""
-    tokens = rows_of(patient, length_of(patient))
+    """Modules that were not called and whose weights nobody else used (some are handed to a function): the outermost
+    ones, but for mere lists."""
     with patient.exposed(), patient.outputs() as ran:
-        before = answers(patient, tokens)
-    ran = dict(ran)
+        weights = [one for one in weights_of(patient.given.model).values() if one.requires_grad]
+        said = patient.run(rows_of(patient, length_of(patient)))
+        if not said.requires_grad:
+            return []
+        gradients = torch.autograd.grad(said.sum(), weights, allow_unused=True)
+    used = {id(one) for one, gradient in zip(weights, gradients, strict=True) if gradient is not None}
     idle: list[str] = []
     for path, module in patient.modules.items():
-        if path in ran or any(path.startswith((f"{one}.", f"{one}[")) for one in idle):
-            continue
-        weights = weights_of(module).values()
-        if not weights or any(below.startswith((f"{path}.", f"{path}[")) for below in ran):
-            continue
-        kept = [(one, one.detach().clone()) for one in weights]
-        for one, value in kept:
-            one.data.add_(value.abs().mean() + 0.5)
-        with patient.steady():
-            unused = True
-            try:
-                with patient.exposed():
-                    unused = moved(before, answers(patient, tokens)) <= SEEN
-            except NotExamined:
-                unused = False
-        for one, value in kept:
-            one.data.copy_(value)
-        if unused:
+        own = list(module.parameters())
+        called = path in ran or any(id(one) in used for one in own)
+        within = any(path.startswith((f"{one}.", f"{one}[")) for one in idle)
+        if own and not called and not within and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             idle.append(path)
     return idle
 
 
 # order
 
-GAINS = (1.0, 4.0)
-"""How strongly matrices are drawn, one after the other, until order is seen: in a model without norms scores are small
-at first, and attention is all but a mean, whatever positions there are."""
+GAIN = 4.0
+CLEAR = 1e-2
+"""A replacement that moves less is too near to rounding for a swap to be measured by, where attention may be sharp."""
+FAINT = 1e-4
+"""The same, where it is not."""
 TOLD_APART = 1e-3
 """Swapping two tokens over replacing one, where positions first mix: to be measured."""
 
@@ -381,28 +372,51 @@ def order(patient: Patient) -> Finding:
 def blind(patient: Patient) -> tuple[str, float] | None:
     """Where positions first mix, or where order first counts, and how much (d of `order`). None where fewer than two
     earlier tokens count. Raises NotExamined where that cannot be told from outside."""
-    length = length_of(patient)
+    length = length_of(patient, most=13 if patient.size > LARGE else 31)
     if length < 3:
         raise NotExamined("rows of two positions: one earlier token has no order")
-    found: tuple[str, float] | None = None
-    for gain in GAINS:
-        with patient.exposed(gain):
-            tokens = rows_of(patient, length)
-            for pair in dict.fromkeys([(length - 3, length - 2), (length // 2 - 1, length // 2), (0, 1)]):
-                mixing = first_mixing(patient, tokens, *pair)
-                if mixing is None:
-                    continue
-                if mixing.share > TOLD_APART:
-                    if mixing.inside is None and patient.every_position:  # nothing is seen of what happens in it
-                        return mixing.where, said_alone(patient, length)
-                    return mixing.where, mixing.share
-                found = found or (mixing.where, mixing.share)
-                break
-            if found is not None and gain == 1 and (later := later_mixing(patient, tokens, pair)) is not None:
-                return later
-        if found is None:
+    with patient.exposed():
+        tokens = rows_of(patient, length)
+        for pair in dict.fromkeys([(length - 3, length - 2), (length // 2 - 1, length // 2), (0, 1)]):
+            mixing = first_mixing(patient, tokens, *pair)
+            if mixing is None:
+                continue
+            if mixing.share > TOLD_APART:
+                if mixing.inside is None and patient.every_position:  # nothing is seen of what happens in it
+                    return mixing.where, said_alone(patient, length)
+                return mixing.where, mixing.share
+            elsewhere = later_mixing(patient, tokens, pair) or placed(patient, tokens, pair)
+            if elsewhere is not None:
+                return elsewhere
+            break
+        else:
             return None
-    return found
+    return mixing.where, max(mixing.share, strongly(patient, tokens, pair, mixing))
+
+
+def strongly(patient: Patient, tokens: Tensor, pair: tuple[int, int], mixing: Mixing) -> float:
+    """The share of a swap at the same place with matrices drawn `GAIN` times as large: in a model without norms scores
+    are small, and attention is all but a mean, whatever positions there are. 0 where that shows nothing."""
+    with patient.exposed(GAIN):
+        found = first_mixing(patient, tokens, *pair, until=mixing.inside, least=CLEAR)
+    return found.share if found is not None and found.inside == mixing.inside else 0.0
+
+
+def placed(patient: Patient, tokens: Tensor, pair: tuple[int, int]) -> tuple[str, float] | None:
+    """Whether positions are in what is mixed first, though the mixing itself is blind to them: a plain mean of
+    embeddings with positions says the same in any order, and what is made of them one by one, behind it, does not. None
+    unless what is said in the end depends on order, and what goes into the first operation that mixes differs from
+    position to position where all tokens are the same."""
+    rows = [tokens, *(replaced(patient, tokens, place) for place in pair), swapped(tokens, *pair)]
+    share = share_of([answers(patient, row)[-1] for row in rows])
+    mixing = _first_mixing(patient, tokens, *pair, None, True)
+    if share is None or share <= TOLD_APART or mixing is None or mixing.inside is None:
+        return None
+    same = tokens[:, :1].expand_as(tokens).contiguous()
+    given = patient.trace(same, mixing.inside, operations=True)[-1].given
+    if given is None or given.shape[1] != tokens.shape[1] or moved(given[0, :1].expand_as(given[0]), given[0]) <= SEEN:
+        return None
+    return "what is said", share
 
 
 @dataclass(frozen=True)
@@ -417,20 +431,31 @@ class Mixing:
 
 
 def first_mixing(
-    patient: Patient, tokens: Tensor, one: int, other: int, until: tuple[str, int] | None = None
+    patient: Patient,
+    tokens: Tensor,
+    one: int,
+    other: int,
+    until: tuple[str, int] | None = None,
+    least: float = FAINT,
 ) -> Mixing | None:
     """The first of all things given to and returned by modules that depends, at the last position, on the tokens at
     both places; where no module inside the model shows it, of what functions of torch return. None where nothing does.
     """
     operations = until is not None and until[0].startswith(OPERATION)
-    found = _first_mixing(patient, tokens, one, other, until, operations)
+    found = _first_mixing(patient, tokens, one, other, until, operations, least)
     if found is not None and found.inside is None and not operations:
-        return _first_mixing(patient, tokens, one, other, until, True) or found
+        return _first_mixing(patient, tokens, one, other, until, True, least) or found
     return found
 
 
 def _first_mixing(
-    patient: Patient, tokens: Tensor, one: int, other: int, until: tuple[str, int] | None, operations: bool
+    patient: Patient,
+    tokens: Tensor,
+    one: int,
+    other: int,
+    until: tuple[str, int] | None,
+    operations: bool,
+    least: float = FAINT,
 ) -> Mixing | None:
     if tokens[0, one] == tokens[0, other]:
         tokens = replaced(patient, tokens, one)
@@ -444,7 +469,7 @@ def _first_mixing(
             (steps[0].began, [step.given for step in steps], False),
             (steps[0].ended, [step.output for step in steps], True),
         ):
-            share = share_of([None if thing is None else thing[0, -1] for thing in things])
+            share = share_of([None if thing is None else thing[0, -1] for thing in things], least)
             if share is not None:
                 seen.append((time, share, steps[0], out))
     if seen:
@@ -454,18 +479,18 @@ def _first_mixing(
         return Mixing(named(patient, where), step.key if step.path else None, share)
     if until is not None:
         return None
-    share = share_of([answers(patient, row)[-1] for row in rows])
+    share = share_of([answers(patient, row)[-1] for row in rows], least)
     return None if share is None else Mixing("what is said", None, share)
 
 
-def share_of(things: Sequence[Tensor | None]) -> float | None:
+def share_of(things: Sequence[Tensor | None], least: float = FAINT) -> float | None:
     """How far a swap moves something, relative to the lesser of two replacements; of (as it is, with the one replaced,
-    with the other, with both swapped). None where one of the replacements does not move it."""
+    with the other, with both swapped). None where one of the replacements moves it by no more than `least`."""
     before, *after = things
     if before is None or any(one is None or one.shape != before.shape for one in after):
         return None
     first, second, swap = (moved(before, one) for one in after if one is not None)
-    return swap / min(first, second) if min(first, second) > SEEN else None
+    return swap / min(first, second) if min(first, second) > least else None
 
 
 def said_alone(patient: Patient, length: int) -> float:
@@ -487,27 +512,25 @@ def later_mixing(patient: Patient, tokens: Tensor, pair: tuple[int, int]) -> tup
     def swap(x: Tensor) -> None:
         x[0, list(pair)] = x[0, [pair[1], pair[0]]]
 
-    def replace_by_next(place: int) -> Callable[[Tensor], None]:
+    def same(x: Tensor) -> None:
+        pass
+
+    def other(place: int) -> Change:
         def change(x: Tensor) -> None:
             x[0, place] = x[0, (place + 3) % (length - 1)]
 
         return change
 
-    steps = [one for one in patient.trace(tokens) if one.given is not None and one.given.shape[1] == length]
-    mixing: list[Step] = []
-    for step in steps:  # inner ones come before those that hold them
-        held = [one for one in mixing if one.began > step.began]
-        if len(held) > 1 or is_plain(patient.modules[step.path]):
+    mixing: list[Alone] = []
+    for one in asked_alone(patient, tokens, (same, other(pair[0]), other(pair[1]), swap), is_plain):
+        held = [inner for inner in mixing if inner.began > one.began]
+        share = share_of([None if said is None else said[0, -1] for said in one.outputs])
+        if share is None or len(held) > 1:
             continue  # several layers in a row let some order through by the mask alone
-        changes = (None, replace_by_next(pair[0]), replace_by_next(pair[1]), swap)
-        outputs = [patient.trace(tokens, step.key, change=change)[-1] for change in changes]
-        share = share_of([None if one.output is None or one.key != step.key else one.output[0, -1] for one in outputs])
-        if share is None:
-            continue
         if share > TOLD_APART:
-            return named(patient, step.path), share
+            return named(patient, one.path), share
         if not held:
-            mixing.append(step)
+            mixing.append(one)
     return None
 
 
@@ -607,15 +630,13 @@ def is_dear(patient: Patient, length: int) -> bool:
 
 def mixing_of(patient: Patient) -> Mixing | None:
     """Where two tokens before the last first reach it, in a short row."""
-    found: Mixing | None = None
-    for gain in GAINS:
-        with patient.exposed(gain):
-            tokens = rows_of(patient, length_of(patient))
-            last = tokens.shape[1] - 1
-            found = (first_mixing(patient, tokens, last - 2, last - 1) if last > 1 else None) or found
-        if found is None or found.share > TOLD_APART:
-            break
-    return found
+    with patient.exposed():
+        tokens = rows_of(patient, length_of(patient))
+        last = tokens.shape[1] - 1
+        found = first_mixing(patient, tokens, last - 2, last - 1) if last > 1 else None
+    if found is None or found.share > TOLD_APART:
+        return found
+    return replace(found, share=max(found.share, strongly(patient, tokens, (last - 2, last - 1), found)))
 
 
 def refused(patient: Patient, length: int, mixing: Mixing | None) -> str | None:
@@ -633,17 +654,15 @@ def closest(patient: Patient, context: int, inside: tuple[str, int]) -> tuple[fl
     """The least that a swap across the context's end moves what mixes first, and which two tokens those are."""
     sizes = {size for one in weights_of(patient.given.model).values() for size in one.shape}
     length = next(n for n in range(context + 2, context + 100) if n not in sizes)
-    shares: dict[tuple[int, int], float] = {}
-    for gain in GAINS:
-        with patient.exposed(gain):
-            tokens = rows_of(patient, length)
-            for pair in ((context - 1, context), (0, context)):
-                mixing = first_mixing(patient, tokens, *pair, until=inside)
-                if mixing is not None:
-                    shares[pair] = max(shares.get(pair, 0.0), mixing.share)
-        if all(share > TOLD_APART for share in shares.values()):
-            break
-    return min(((share, pair) for pair, share in shares.items()), default=(1.0, (context - 1, context)))
+    tokens = rows_of(patient, length)
+    found = []
+    for pair in ((context - 1, context), (0, context)):
+        with patient.exposed():
+            mixing = first_mixing(patient, tokens, *pair, until=inside)
+        if mixing is not None:
+            share = mixing.share if mixing.share > TOLD_APART else strongly(patient, tokens, pair, mixing)
+            found.append((max(share, mixing.share), pair))
+    return min(found, default=(1.0, (context - 1, context)))
 
 
 CHECKS: tuple[Check, ...] = (future, past, order, context_end)
