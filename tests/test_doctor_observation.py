@@ -29,7 +29,6 @@ from handmade.doctor.events import (
     Stepped,
     Unscaled,
     Written,
-    Zeroed,
 )
 from handmade.doctor.given import Given
 from handmade.doctor.observation import Enough, Observation
@@ -126,9 +125,14 @@ def test_nothing_stays_behind_after_an_error(error):
     before = state_of_torch()
     model = model_of()
     seen = Observation(model)
-    with pytest.raises(error), seen:
-        loss_of(model, tokens()).backward()
-        raise error
+
+    def fails():
+        with seen:
+            loss_of(model, tokens()).backward()
+            raise error
+
+    with pytest.raises(error):
+        fails()
     assert state_of_torch() == before
     events = len(seen.events)
     loss_of(model, tokens()).backward()
@@ -354,7 +358,8 @@ def test_enough_comes_through_except_exception_and_finally_runs():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     done = []
     seen = Observation(steps=2)
-    with pytest.raises(Enough), seen:
+
+    def train():
         while True:
             try:
                 optimizer.zero_grad()
@@ -365,6 +370,9 @@ def test_enough_comes_through_except_exception_and_finally_runs():
                 done.append("caught")
             finally:
                 done.append("finally")
+
+    with pytest.raises(Enough), seen:
+        train()
     # What comes after the second step, up to the next call, is seen as well: here zero_grad.
     assert done == ["step", "finally", "step", "finally", "finally"]
     assert kinds(seen)[-1] == "Zeroed"
@@ -390,9 +398,13 @@ def test_enough_is_raised_again_where_it_was_caught():
 
 def test_a_loop_that_never_steps_has_an_end():
     model = nn.Linear(2, 1)
-    with pytest.raises(Enough), Observation(steps=3) as seen:
+
+    def train():
         while True:
             model(torch.ones(1, 2)).sum().backward()
+
+    with pytest.raises(Enough), Observation(steps=3) as seen:
+        train()
     assert "backward calls without a step" in seen.ended
 
 

@@ -84,6 +84,8 @@ class Observation:
     events: list[Event] = field(default_factory=list)
     optimizers: list[Optimizer] = field(default_factory=list)
     schedulers: list[LRScheduler] = field(default_factory=list)
+    places: dict[int, set[int]] = field(default_factory=dict)
+    """id of a scheduler -> where it stood at each step: one that was stored as `scheduler.step` is not seen to step."""
     scalers: list[GradScaler] = field(default_factory=list)
     wanted: list[GradScaler] = field(default_factory=list)
     """Scalers that were made meanwhile and asked to be on."""
@@ -179,6 +181,8 @@ class Observation:
         """A step was made, or left out."""
         self.events.append(event)
         self.stepped = self.stepped or isinstance(event, Skipped) or event.optimizer is not None
+        for one in self.schedulers:
+            self.places.setdefault(id(one), set()).add(one.last_epoch)
         # A step right after another one, of a second optimizer, belongs to the same update.
         self.updates += bool(self.waiting or self.recorded)
         self.waiting, self.recorded = 0, []

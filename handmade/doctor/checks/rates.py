@@ -76,9 +76,9 @@ def schedule(patient: Patient) -> Finding:
         found = found or uneven(seen)
     if stated is not None and not isinstance(stated, LRScheduler) and not callable(stated):
         raise NotExamined(f"schedule: a {type(stated).__name__} is neither a function of the step nor a scheduler")
-    found = found or walked(patient)
     if seen is not None:
         found = found or waiting(patient, seen, schedulers)
+    found = found or walked(patient)
     if found is not None:
         return found
     if seen is None:
@@ -306,7 +306,8 @@ def waiting(patient: Patient, seen: Seen, schedulers: Sequence[LRScheduler]) -> 
     called = {id(event.scheduler) for event in seen.observation.of(Scheduled)}
     number = len(seen.whole)
     for scheduler in schedulers:
-        if id(scheduler) in called or isinstance(scheduler, ReduceLROnPlateau):
+        moved = len(seen.observation.places.get(id(scheduler), ())) > 1
+        if id(scheduler) in called or moved or isinstance(scheduler, ReduceLROnPlateau):
             continue
         name = type(scheduler).__name__
         long = length_of(scheduler)

@@ -94,30 +94,33 @@ def finite(patient: Patient) -> Finding:
     whole = seen.whole
     if not whole:
         raise NotExamined("no step was seen")
-    losses = [
-        one.loss * (update.factor() if one.scaled else 1.0)
-        for update in whole
-        for one in update.backwards
-        if one.loss is not None
-    ]
-    bad = [loss for loss in losses if not math.isfinite(loss)]
-    keys = {
-        key for update in whole for key, gradient in update.stepped.items() if not bool(torch.isfinite(gradient).all())
-    }
+    losses = [loss for update in whole for loss in losses_of(update)]
     measured = f"losses {', '.join(f'{loss:.3g}' for loss in losses[:4])}" if losses else "gradients are finite"
-    details: dict[str, Any] = {"value": float(len(bad) + len(keys)), "limit": 0.0}
-    if not bad and not keys:
-        return healthy(measured, "finite numbers", **details)
-    what = f"{len(bad)} of {len(losses)} losses" if bad else f"gradients of {plural(len(keys), 'parameter')}"
-    return sick(
-        f"{what} are not finite",
-        "finite numbers",
-        "one such step makes all weights NaN: a logarithm of 0, a row masked as a whole, or numbers too large for "
-        "their type",
-        "find the first operation with torch.autograd.set_detect_anomaly(True)",
-        where=named(patient, keys) if keys else "",
-        **details,
-    )
+    expected = "finite numbers"
+    for place, update in enumerate(whole, 1):
+        bad = [loss for loss in losses_of(update) if not math.isfinite(loss)]
+        keys = [key for key, entries in update.stepped.items() if not bool(torch.isfinite(entries).all())]
+        if not bad and not keys:
+            continue
+        what = f"at step {place} the loss is finite, and gradients of {plural(len(keys), 'parameter')} are not"
+        if bad:
+            what = f"the loss at step {place} is {bad[0]}"
+        return sick(
+            what,
+            expected,
+            "one such step makes all weights NaN: a logarithm of 0, a row masked as a whole, or numbers too large for "
+            "their type",
+            "find the first operation with torch.autograd.set_detect_anomaly(True)",
+            where="" if bad else named(patient, keys),
+            value=float(len(bad) + len(keys)),
+            limit=0.0,
+        )
+    return healthy(measured, expected, value=0.0, limit=0.0)
+
+
+def losses_of(update: Update) -> list[float]:
+    """The losses of an update, without the scale of a GradScaler."""
+    return [one.loss * (update.factor() if one.scaled else 1.0) for one in update.backwards if one.loss is not None]
 
 
 @check(

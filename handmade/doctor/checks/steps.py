@@ -19,9 +19,10 @@ from handmade.doctor.patient import Patient
 from handmade.doctor.rehearsing import observed
 from handmade.doctor.updates import Update, divided, ratio_of
 
-# Distance of the gradient of a step from the mean gradient of its backward calls, relative to that. Over 12 seeds, widths
-# 16..256, 1..6 layers, V 11..500, 1..8 calls a step, float32, float64 and bfloat16 (tests/zoo/loop_*.py): 0..1e-7 in
-# healthy loops; 0.19..5 where gradients are kept, 0.46..1 where they are cleared inside, n - 1 where nothing is divided.
+# Distance of the gradient of a step from the mean gradient of its backward calls, relative to that. Over 12 seeds,
+# widths 16..256, 1..6 layers, V 11..500, 1..8 calls a step, float32, float64 and bfloat16 (tests/zoo/loop_*.py):
+# 0..1e-7 in healthy loops; 0.19..5 where gradients are kept, 0.46..1 where they are cleared inside, n - 1 where nothing
+# is divided by n.
 DISTANCE = 0.05
 # Weight of all backward calls of a step together. Over the same: 0.995..1.008 in healthy loops (bfloat16 rounds the
 # losses), 1.98 and more where means are added up. A second loss beside the first one adds its share.
