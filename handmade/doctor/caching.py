@@ -14,7 +14,8 @@ from handmade.doctor.findings import Finding, NotExamined, healthy, sick, suspic
 from handmade.doctor.patient import Patient
 from handmade.doctor.sampler import Sampler, disorder, half
 
-# Half the sum of differences between the probabilities of a step.
+# Half the sum of differences between the probabilities of a step. 24 healthy models (width 16 to 256, 1 to 6 layers, 11
+# to 500 tokens): float32 up to 9e-7, float64 2e-15, bfloat16 0.003; twins with a mistake 0.12 to 0.65.
 APART = {False: 1e-3, True: 0.05}
 # Pairs of tokens in another order, where a generate has its cache always.
 DISORDER = 2e-3
@@ -39,6 +40,8 @@ def by_option(patient: Patient) -> Finding | None:
             return failed(inside)
         worst, step = inside
         measured = f"with a cache, probabilities are up to {worst:.2g} away from those without"
+        if worst in (0, 1):
+            measured = f"with a cache, tokens are {'others than' if worst else 'the same as'} without"
         details: dict[str, Any] = {"value": worst, "limit": limit, "where": "generate"}
         if worst > limit:
             return differs(measured, step, details)

@@ -67,7 +67,7 @@ def stretches(train: Material, held: Material) -> Stretches | None:
     known, asked = fingerprints(train, length, mask), fingerprints(held, length, mask)
     if len(asked.hashes) < 20 or len(known.hashes) < 20:
         return None
-    hit = np.isin(asked.hashes, np.unique(known.hashes))
+    hit = among(asked.hashes, known.hashes)
     longest, place, source = longest_run(hit, asked, known, length)
     rows = len(np.unique(asked.places[hit] // size)) / len(held.rows) if windows else None
     natural = natural_share(known, held, train, length)
@@ -120,6 +120,13 @@ def mixed(words: np.ndarray) -> np.ndarray:
     return words ^ (words >> np.uint64(29))
 
 
+def among(asked: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which hashes are known. By sorting: numpy's own table of hashes is slow for numbers that end in zeros."""
+    ordered = np.sort(known)
+    place = np.searchsorted(ordered, asked).clip(max=len(ordered) - 1)
+    return ordered[place] == asked
+
+
 def natural_share(known: Fingerprints, held: Material, train: Material, length: int) -> float:
     """How much of a part of training, as large as the validation, stands elsewhere in training."""
     total = int(train.lengths.sum())
@@ -129,7 +136,7 @@ def natural_share(known: Fingerprints, held: Material, train: Material, length: 
         inside = (known.places >= begin) & (known.places < begin + size)
         outside = (known.places < begin - length) | (known.places >= begin + size + length)
         if inside.any() and outside.any():
-            shares.append(float(np.isin(known.hashes[inside], known.hashes[outside]).mean()))
+            shares.append(float(among(known.hashes[inside], known.hashes[outside]).mean()))
     return max(shares)
 
 
@@ -219,13 +226,11 @@ def prefixes(train: Material, held: Material, padding: int | None) -> Prefixes:
     mine, theirs = without_padding(train, padding), without_padding(held.first(MOST_ASKED), padding)
     least, step = train.carrying(PREFIX_BITS), 8
     ordered = sorted({row.tobytes() for row in mine})
-    sizes = {len(row) for row in mine}
-    known = set(ordered)
     cut = [{row[:-drop].tobytes() for row in mine if len(row) > drop} for drop in (1, 2)]
     steps, foretold, example = 0, [], ""
     for row in theirs:
         raw = row.tobytes()
-        found = [size for size in range(1, len(row)) if size in sizes and raw[: size * step] in known]
+        found = [size // step for size in beginnings(raw, ordered)]
         near = sum(size >= len(row) - 2 for size in found) + sum(raw in one for one in cut)
         steps += near >= 2
         longest = max((size for size in found if size >= least), default=0) / max(1, len(row))
@@ -237,6 +242,26 @@ def prefixes(train: Material, held: Material, padding: int | None) -> Prefixes:
         if not example and (longest > 0.5 or near >= 2):
             example = shown("".join(map(chr, row)) if train.text else row)
     return Prefixes(steps / len(theirs), float(np.mean(foretold)), example)
+
+
+def beginnings(raw: bytes, ordered: list[bytes]) -> list[int]:
+    """Lengths of the rows that are a beginning of `raw`, and not all of it. In their order such a row stands before
+    `raw`, and between the two nothing but rows that begin with it."""
+    found, place = [], bisect.bisect_left(ordered, raw) - 1
+    while place >= 0 and ordered[place]:
+        candidate = ordered[place]
+        if raw.startswith(candidate):
+            found.append(len(candidate))
+            place -= 1
+            continue
+        low, high = 0, min(len(candidate), len(raw)) - 1  # where the two part
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if raw.startswith(candidate[:middle]) else (low, middle - 1)
+        if low == 0:
+            break
+        place = min(place, bisect.bisect_right(ordered, raw[:low])) - 1
+    return found
 
 
 def without_padding(given: Material, padding: int | None) -> list[np.ndarray]:

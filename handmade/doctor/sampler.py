@@ -1,8 +1,8 @@
 """A person's `generate`, and what its tokens are drawn from.
 
-What goes into torch.multinomial (also under torch.distributions), numpy.random.choice and random.choices is seen, and
-what comes out of them is decided here: so probabilities are compared as numbers, not by counting draws. Where a token
-is drawn in another way, it is drawn often.
+What goes into torch.multinomial (also under torch.distributions), torch.searchsorted, numpy.random.choice and
+random.choices is seen, and what comes out of them is decided here: so probabilities are compared as numbers, not by
+counting draws. Where a token is drawn in another way, it is drawn often.
 B rows, T tokens, V vocabulary.
 """
 
@@ -36,7 +36,7 @@ ROLES: dict[str, tuple[str, ...]] = {
 OFF: dict[str, tuple[Any, ...]] = {"temperature": (1, None), "top_k": (None, 0, -1), "top_p": (None, 1, 0)}
 """Defaults with which an option does nothing."""
 COUNTS = ("count", "max_new_tokens", "new_tokens", "num_tokens", "n_tokens", "max_tokens", "steps", "length", "n")
-MOST_DRAWN = 4_000
+MOST_DRAWN = 1_500
 LEARNT = 1.0
 """How far apart the logits of a model lie that has something to say: their standard deviation over the vocabulary."""
 
@@ -107,14 +107,17 @@ class Sampler:
     def _new(self, tokens: Tensor, count: int, wanted: dict[str, Any]) -> Tensor:
         assert self.generate is not None
         found = self.generate(tokens.clone(), count, **self.options(**wanted))
-        if isinstance(found, (list, tuple)) and not torch.is_tensor(found[0]):
-            found = torch.tensor([list(row) if not isinstance(row, int) else [row] for row in found])
-        found = found if torch.is_tensor(found) else torch.as_tensor(np.asarray(found))
-        if found.dim() == 1 and len(tokens) == 1:
-            found = found[None]
+        if not torch.is_tensor(found):
+            several = [np.asarray(row) for row in found]
+            if len({row.shape for row in several}) > 1:
+                raise NotExamined("generate gives rows of different lengths")
+            found = torch.as_tensor(np.stack(several))
+        shape = tuple(found.shape)
         rows, length = tokens.shape
+        if found.dim() == 1 and rows == 1:
+            found = found[None]
         if found.dim() != 2 or len(found) != rows or found.is_floating_point():
-            raise NotExamined(f"generate gives {tuple(found.shape)} for {tuple(tokens.shape)}, not (B, T + {count})")
+            raise NotExamined(f"generate gives {shape} for {tuple(tokens.shape)}, not (B, T + {count})")
         if found.shape[1] == length + count:
             found = found[:, length:]
         elif found.shape[1] > count:
@@ -147,16 +150,16 @@ class Sampler:
             return None  # what is drawn is no token: a place in a sorted list
         return torch.stack(seen, dim=1)
 
-    def distribution(self, row: Tensor, **wanted: Any) -> tuple[Tensor, int]:
+    def distribution(self, row: Tensor, most: int = MOST_DRAWN, **wanted: Any) -> tuple[Tensor, int]:
         """What the next token of a row is drawn from, (V,) float64, and of how many draws: 0 where it was seen and not
-        counted. Shapes: row (T,)."""
+        counted, else `most`. Shapes: row (T,)."""
         seen = self.trace(row[None], torch.zeros(1, 1, dtype=torch.int64, device=row.device), **wanted)
         if seen is not None:
             return seen[0, 0], 0
         sorted_ = self._by_place(row, wanted)
         if sorted_ is not None:
             return sorted_, 0
-        many = MOST_DRAWN if not self.alone else MOST_DRAWN // 10
+        many = most if not self.alone else most // 5
         torch.manual_seed(1)
         drawn = self.new(row.expand(many, -1), 1, **wanted)
         counts = torch.bincount(drawn[:, 0].cpu(), minlength=self.vocab_size).double()
@@ -209,6 +212,10 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.searchsorted and torch.is_tensor(args[0]) and args[0].dim() == 2:
+            sums = args[0].detach().double().cpu()  # cumulated probabilities, and a place in them
+            if bool((sums[:, 1:] >= sums[:, :-1]).all()) and tuple(args[1].shape) == (len(sums), 1):
+                return self.draw(sums.diff(dim=1, prepend=sums.new_zeros(len(sums), 1))).to(args[0].device)[:, None]
         if func not in (torch.multinomial, torch.Tensor.multinomial):
             return func(*args, **kwargs)
         shares = args[0] if args else kwargs.get("input", kwargs.get("self"))

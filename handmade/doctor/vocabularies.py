@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -148,9 +149,9 @@ def samples(data: Material | None) -> dict[str, str]:
         text = rows[0]
         middle = len(text) // 2
         found = {
-            "the data's beginning": text[:PIECE],
-            "the data's middle": text[middle : middle + PIECE],
-            "the data's end": text[-PIECE:],
+            "the data's beginning": piece(text, 0, PIECE),
+            "the data's middle": piece(text, middle, middle + PIECE),
+            "the data's end": piece(text, max(0, len(text) - PIECE), len(text)),
         }
     else:
         text = "\n".join(rows[:50_000])
@@ -158,10 +159,20 @@ def samples(data: Material | None) -> dict[str, str]:
     for character, _ in Counter(text[:2_000_000]).most_common()[:-9:-1]:
         if data.single:
             at = text.index(character)
-            found[f"the data around {character!r}"] = text[max(0, at - 20) : at + 20]
+            found[f"the data around {character!r}"] = piece(text, max(0, at - 20), at + 20)
         else:
             found[f"a row with {character!r}"] = next((row for row in rows if character in row), character)
     return found
+
+
+def piece(text: str, begin: int, end: int) -> str:
+    """A piece of a text, longer by what it takes to have whole words, where words are not too long."""
+    for _ in range(PIECE):
+        if begin > 0 and not text[begin - 1].isspace():
+            begin -= 1
+        if end < len(text) and not text[end].isspace():
+            end += 1
+    return text[begin:end]
 
 
 ASPECTS = (
@@ -172,16 +183,19 @@ ASPECTS = (
 )
 
 
-def folded(text: str, without: str = "") -> str:
+def folded(text: str, names: Iterable[str] | None = None) -> str:
+    """A text with these aspects made equal, or all."""
     for name, fold in ASPECTS:
-        text = text if name == without else fold(text)
+        text = fold(text) if names is None or name in names else text
     return text
 
 
 def changed(before: str, after: str, marker: str) -> list[str] | None:
-    """Which aspects a tokenizer has normalised, where this explains all that differs; else None."""
-    if folded(before) == folded(after):
-        return [name for name, _ in ASPECTS if folded(before, name) != folded(after, name)] or ["spaces"]
+    """Which aspects a tokenizer has normalised, the fewest that explain all that differs; else None."""
+    for many in range(1, len(ASPECTS) + 1):
+        for names in itertools.combinations([name for name, _ in ASPECTS], many):
+            if folded(before, names) == folded(after, names):
+                return list(names)
     mark = folded(marker)
     parts = map(re.escape, folded(after).split(mark)) if mark else ()
     if mark and mark in folded(after) and re.fullmatch(".+".join(parts), folded(before), re.DOTALL):

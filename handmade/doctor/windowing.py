@@ -261,8 +261,9 @@ def examine_random(draw: Callable[[], Any], data: np.ndarray, context: int | Non
                 raise Fault(f"{name} fails: {type(problem).__name__}", PAST, PAST_REMEDY) from None
         if inputs.ndim != 2 or targets.ndim != 2:
             raise NotExamined("batches are not (B, T)")
-        if bool((inputs == inputs[:, :1]).all()) and len(inputs) > 1:
-            inputs, targets = inputs.T, targets.T  # (T, B)
+        time_first = bool((inputs == inputs[:, :1]).all()) and len(inputs) > 1
+        if time_first:
+            inputs, targets = inputs.T, targets.T
         if not bool((inputs == inputs[:1]).all()):
             raise NotExamined("where the batches begin is drawn in a way that cannot be steered: give `windows`")
         length = context or inputs.shape[1]
@@ -274,7 +275,8 @@ def examine_random(draw: Callable[[], Any], data: np.ndarray, context: int | Non
     first, last = found[0][0], found[1][-1]
     if first == last and len(data) > length + 1:
         raise NotExamined("all batches are one and the same")
-    reach(first, last, usual_step(draw, data, length), len(data) - length - (0 if same else 1), "random windows")
+    step = usual_step(lambda: draw()[0].T if time_first else draw()[0], data, length)
+    reach(first, last, step, len(data) - length - (0 if same else 1), "random windows")
     return first, last
 
 
@@ -283,7 +285,7 @@ def usual_step(draw: Callable[[], Any], data: np.ndarray, length: int) -> int:
     places = Places(data, length)
     starts: list[int] = []
     for _ in range(8):
-        for row in draw()[0][:16]:
+        for row in draw()[:16]:
             if len(row) != length:
                 continue
             found = places.of(as_ids(row, "batches"))

@@ -14,14 +14,16 @@ from handmade.doctor import caching
 from handmade.doctor.checks.base import Check, check
 from handmade.doctor.findings import Finding, NotExamined, healthy, sick
 from handmade.doctor.patient import Patient
-from handmade.doctor.sampler import OFF, Sampler, Watch, disorder, half, learnt, roles_of, widen
+from handmade.doctor.sampler import MOST_DRAWN, OFF, Sampler, Watch, disorder, half, learnt, roles_of, widen
 
 ORDER = ("sick", "suspicious", "healthy")
 
 # ---------------------------------------------------------------------------------------------------------------
 # The mask
 
-# Pairs of tokens of which the model, as it is trained, finds the first likelier and generate the second.
+# Pairs of tokens of which the model, as it is trained, finds the first likelier and generate the second. 48 healthy
+# models (width 16 to 256, 1 to 6 layers, 11 to 500 tokens, float32, float64, bfloat16): 0. Without a mask in sampling,
+# 2 to 6 layers: 0.08 to 0.35.
 DISORDER = 1e-3
 ROWS = 4
 
@@ -189,8 +191,9 @@ def cached_generation(patient: Patient) -> Finding:
 # ---------------------------------------------------------------------------------------------------------------
 # The temperature
 
-# Half the sum of differences to softmax(logits / t). Seen probabilities: float32 stays below 1e-5, bfloat16 below 0.02.
-# Counted draws: 4,000 of 40 tokens differ by 0.02 to 0.05 from their own distribution.
+# Half the sum of differences to softmax(logits / t), over 24 models of width 16 to 256, 1 to 6 layers and 11 to 500
+# tokens. Probabilities that are seen: float32 up to 6e-7, float64 2e-16, bfloat16 0.001; twins with a mistake 0.18 to
+# 0.84. Draws that are counted, 1,500 of them: up to 0.03 more than chance.
 APART = {False: 1e-3, True: 0.05}
 DRAWN_APART = 0.08
 TEMPERATURES = (0.5, 2.0)
@@ -296,8 +299,8 @@ def sampler_of(patient: Patient) -> Sampler | None:
 class Prompt:
     """What the token after one prompt is drawn from."""
 
-    def __init__(self, patient: Patient, sampler: Sampler) -> None:
-        self.sampler = sampler
+    def __init__(self, patient: Patient, sampler: Sampler, most: int = MOST_DRAWN) -> None:
+        self.sampler, self.most = sampler, most
         self.row = patient.tokens(1, patient.context if patient.form.full else 2)[0]
         logits = patient.logits(self.row[None])[:, -1, : patient.vocab_size]
         self.learnt = logits.double().cpu().softmax(-1)
@@ -305,7 +308,7 @@ class Prompt:
 
     def shares(self, **options: Any) -> tuple[Tensor, int]:
         """Options -> probabilities (1, V), and of how many draws: 0 where they were seen."""
-        found, many = self.sampler.distribution(self.row, **options, **self.cache)
+        found, many = self.sampler.distribution(self.row, self.most, **options, **self.cache)
         return found[None], many
 
 
@@ -393,7 +396,7 @@ def filters(patient: Patient) -> Finding:
     if sampler is not None and {"top_k", "top_p"} & set(sampler.roles):
         widen(patient)
         with patient.mode(training=False):
-            prompt = Prompt(patient, sampler)
+            prompt = Prompt(patient, sampler, 300)
             before, many = prompt.shares()
             before = prompt.learnt if many else before
             slack = SLACK[half(patient) > 1e-2]
