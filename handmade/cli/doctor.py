@@ -208,8 +208,9 @@ def watched(script: Path, words: Sequence[str], steps: int, expect: dict[str, An
     if steps < 1:
         raise ConfigError(f"--steps {steps}: must be at least 1.")
     importing.require_file(script)
+    meant: Any = {"expect": expect} if expect else {}
     with contextlib.redirect_stdout(sys.stderr):
-        return watch(script, words, steps, **({"expect": expect} if expect else {}))
+        return watch(script, words, steps, **meant)
 
 
 def explain_check(name: str, run: bool) -> int:
