@@ -8,6 +8,7 @@ import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +70,20 @@ PRINTED = {"library.md": "abd -> dba"}
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_the_python_on_a_page_runs(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(str(place))
     text = page.read_text(encoding="utf-8")
     names: dict[str, Any] = {"__name__": page.stem}
     for found in FENCE.finditer(text):
         if found[1] == "python":
+            file = re.match(r"# (\w+\.py)\n", found[2])  # a block that begins with a name is that file
+            if file:
+                (place / file[1]).write_text(found[2], encoding="utf-8")
             lines_before = text[: found.start(2)].count("\n")
             # Empty lines in front, so that a traceback names the line of the page.
             exec(compile("\n" * lines_before + found[2], str(page), "exec"), names)
     for name in [name for name in names if name.startswith("test_")]:  # a test that a page shows how to write
-        for form in ("reference", "fused"):
-            names[name](form=form)
+        for options in ({"form": "reference"}, {"form": "fused"}) if signature(names[name]).parameters else ({},):
+            names[name](**options)
     assert PRINTED.get(page.name, "") in capsys.readouterr().out
 
 

@@ -163,11 +163,27 @@ def test_filters_are_those_of_sampling():
 def test_windows_are_those_of_training(trained):
     things = given(trained / "text")
     inputs, goals = things.windows[5]
-    assert inputs.tolist() == things.train_data[5:21].tolist()
-    assert goals.tolist() == things.train_data[6:22].tolist()
-    assert things.windows[len(things.windows) - 1][1][-1] == things.train_data[-1]
+    assert things.decode(inputs) == things.train_data[5:21]
+    assert things.decode(goals) == things.train_data[6:22]
+    assert things.decode(things.windows[len(things.windows) - 1][1]) == things.train_data[-16:]
     with pytest.raises(IndexError):
         things.windows[len(things.windows)]
+
+
+def test_a_text_is_told_as_it_was_read(trained, monkeypatch):
+    things = given(trained / "text")
+    assert things.train_data + things.validation_data == TEXT
+    monkeypatch.setattr(runs, "MOST_TOKENS", 200)
+    target = targets.given_of(str(trained / "text"))
+    assert target.given.train_data == things.train_data[-200:]
+    assert target.given.validation_data == things.validation_data
+    assert any("200 of 1,242 tokens are read" in note for note in target.notes)
+
+
+def test_batches_may_be_drawn_while_a_step_is_made(trained):
+    """As whoever watches a step may want to."""
+    things = given(trained / "text")
+    things.train_step(things.batches() for _ in itertools.count())
 
 
 def test_problems_are_told_as_they_are_read(trained):

@@ -208,8 +208,9 @@ def watched(script: Path, words: Sequence[str], steps: int, expect: dict[str, An
     if steps < 1:
         raise ConfigError(f"--steps {steps}: must be at least 1.")
     importing.require_file(script)
+    meant: Any = {"expect": expect} if expect else {}
     with contextlib.redirect_stdout(sys.stderr):
-        return watch(script, words, steps, **({"expect": expect} if expect else {}))
+        return watch(script, words, steps, **meant)
 
 
 def explain_check(name: str, run: bool) -> int:
@@ -217,11 +218,11 @@ def explain_check(name: str, run: bool) -> int:
     from handmade.doctor import examination, telling
 
     (check,) = examination.choose([name], False)
-    console = telling.console()
+    printer = telling.Printer()
     printed = telling.demonstrated(check) if run else None
-    console.print(telling.explained(check, console.width, printed), crop=False)
+    printer.show(telling.explained(check, printer.width, printed))
     if not run and check.demonstration:
-        console.print(f"\nrun it: handmade doctor --explain {name} --run", soft_wrap=True)
+        print(f"\nrun it: handmade doctor --explain {name} --run")
     return 0
 
 
@@ -234,9 +235,8 @@ def list_checks(json: bool) -> int:
         facts = ("name", "title", "reference", "needs", "quick")
         print(json_module.dumps([{fact: getattr(check, fact) for fact in facts} for check in ALL], indent=2))
         return 0
-    console = telling.console()
-    console.print(telling.overview())
-    console.print("\neach explained: handmade doctor --explain CHECK")
+    telling.Printer().show(telling.overview())
+    print("\neach explained: handmade doctor --explain CHECK")
     return 0
 
 
@@ -247,5 +247,5 @@ def tell(report: Report, everything: bool, json: bool) -> int:
     if json:
         print(json_module.dumps(telling.as_json(report), indent=2, ensure_ascii=False))
     else:
-        telling.show(report, everything)
+        telling.Printer().show(report, everything)
     return SICK if report.sick else 0

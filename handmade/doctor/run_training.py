@@ -90,7 +90,7 @@ class Training:
 
     def batch(self) -> Any:
         """One as it is trained on."""
-        return self.task.batch(self.trainer.config.batch, self.trainer.data)
+        return self.task.task.batch(self.trainer.config.batch, self.trainer.data)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The sum over the scored targets, divided by their number."""

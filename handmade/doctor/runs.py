@@ -35,6 +35,8 @@ COPIES = 6
 optimizer, another instance."""
 LARGE = 30_000_000
 """Parameters from which fewer layers are examined: they show the same mistakes, and all checks are done in seconds."""
+MOST_TOKENS = 10_000_000
+"""Of a text, that are read."""
 DEPTHS = ("layers", "encoder_layers", "decoder_layers")
 
 
@@ -68,7 +70,8 @@ def given_of_run(folder: Path, seed: int = 0) -> tuple[Given, list[str]]:
     if parameter_count(model):
         add_training(given, found, shortened(task, model), notes)
     if isinstance(task, LanguageTask):
-        given.train_data, given.validation_data = task.data.train, task.data.validation
+        given.train_data = text_of(found, task.data.train, "trained on", notes)
+        given.validation_data = text_of(found, task.data.validation, "validated on", notes)
         given.windows = task.training
     elif task is not None:
         given.train_data, given.validation_data = written(task, task.train), written(task, task.test)
@@ -79,7 +82,7 @@ def given_of_translation(found: Run, task: Any, trained: bool, notes: list[str],
     """The same of a run of translation: its decoder, behind one source."""
     shape: Any = found.model.config
     few = None if task is None else fewer_pairs(task)
-    pair = None if few is None else few.training.take(torch.tensor([len(few.training) // 2]))
+    pair = None if few is None else few.training.take(torch.tensor([len(few.training) - 1]))  # the longest
     source = some_source(shape) if pair is None else pair.source
     inner: Any = found.model
     model = Decoder(inner, source)
@@ -102,6 +105,13 @@ def given_of_translation(found: Run, task: Any, trained: bool, notes: list[str],
         given.train_data = list(task.split.train.sources)
         given.validation_data = [*task.split.validation.sources, *task.split.test.sources]
     return given, notes
+
+
+def text_of(found: Run, tokens: Any, what: str, notes: list[str]) -> str:
+    """The text that tokens stand for; of very many the last, those next to the other part."""
+    if len(tokens) > MOST_TOKENS:
+        notes.append(f"of the text that is {what}, {MOST_TOKENS:,} of {len(tokens):,} tokens are read")
+    return found.tokenizer.decode(tokens[-MOST_TOKENS:])
 
 
 # ---------------------------------------------------------------------------------------------------------------

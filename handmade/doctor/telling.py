@@ -11,7 +11,6 @@ import io
 import math
 import random
 import re
-import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -57,7 +56,8 @@ def table(report: Report, width: int, everything: bool = False, plain: bool = Fa
     if rows:
         parts.append(Text())
     if rows and width >= WIDE:
-        parts.append(line_of(width, names, Text(), Text("check"), *map(Text, ("measured", "expected", "what to do"))))
+        titles = [Text(title, style="dim") for title in ("", "check", "measured", "expected", "what to do")]
+        parts.append(line_of(width, names, *titles))
     for finding in rows:
         parts += wide(finding, width, names, plain) if width >= WIDE else narrow(finding, width, plain)
     folded = [*report.of("not examined"), *([] if everything else report.of("healthy"))]
@@ -160,11 +160,12 @@ def unexamined(findings: Sequence[Finding], everything: bool, plain: bool) -> li
     most = len(ordered) if everything or len(ordered) <= REASONS else REASONS - 1
     lines: list[RenderableType] = []
     for reason, those in ordered[:most]:
-        lines.append(marked("not examined", Text(f"{reason.rstrip('.')}. Not examined: {names_of(those)}"), plain))
+        said = Text(f"{reason.rstrip('.')}. ").append(f"Not examined: {names_of(those)}", style="dim")
+        lines.append(marked("not examined", said, plain))
     rest = [finding for _, those in ordered[most:] for finding in those]
     if rest:
-        said = f"other reasons, which --all tells. Not examined: {names_of(rest)}"
-        lines.append(marked("not examined", Text(said), plain))
+        said = Text("other reasons, which --all tells. ").append(f"Not examined: {names_of(rest)}", style="dim")
+        lines.append(marked("not examined", said, plain))
     return lines
 
 
@@ -206,11 +207,12 @@ def verbatim(text: str, style: str = "") -> Text:
     return Text(text, style=style, no_wrap=True, overflow="ignore")
 
 
-def as_text(report: Report, width: int = 80, everything: bool = False) -> str:
-    """The table without colours."""
+def as_text(what: Report | RenderableType, width: int = 80, everything: bool = False) -> str:
+    """The table of a report, or something else that rich can show, without colours."""
+    told = table(what, width, everything) if isinstance(what, Report) else what
     console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
     with console.capture() as captured:
-        console.print(table(report, width, everything), crop=False)
+        console.print(told, crop=False)
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
@@ -291,26 +293,29 @@ def overview() -> RenderableType:
     return rows
 
 
-def console() -> Console:
-    """Where a report is printed: with colours on a terminal alone. A reader that has gone ends the command as any."""
-
-    class Printer(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # rich would end the process here, as one that failed
-
-    return Printer(highlight=False, file=sys.stdout)
+# ---------------------------------------------------------------------------------------------------------------
+# Printing
 
 
-def show(report: Report, everything: bool = False) -> None:
-    """Print the table: on a terminal as wide as that and with colours, else as plain text."""
-    there = console()
-    if there.is_terminal:
-        there.print(table(report, there.width, everything, there.options.ascii_only), crop=False)
-    else:
-        text = as_text(report, there.width, everything)
-        for mark, letter in ASCII.items() if there.options.ascii_only else ():
+class Printer(Console):
+    """Standard output. A reader that has gone ends the command as it ends any."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would end the process here, as one that failed
+
+    def show(self, what: Report | RenderableType, everything: bool = False) -> None:
+        """On a terminal with colours, else as plain text."""
+        plain = self.options.ascii_only
+        if self.is_terminal:
+            self.print(table(what, self.width, everything, plain) if isinstance(what, Report) else what, crop=False)
+            return
+        text = as_text(what, self.width, everything)
+        for mark, letter in ASCII.items() if plain else ():
             text = text.replace(mark, letter)
-        there.file.write(text)
+        self.file.write(text)
 
 
-__all__ = ["as_json", "as_text", "console", "demonstrated", "explained", "overview", "show", "table"]
+__all__ = ["Printer", "as_json", "as_text", "demonstrated", "explained", "overview", "table"]
