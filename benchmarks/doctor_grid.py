@@ -32,7 +32,7 @@ SIZES: tuple[dict[str, Any], ...] = (
     {"vocab_size": 500, "width": 64},
     {"context": 64},
 )
-HEALTHY_SIZES: tuple[dict[str, Any], ...] = ({"layers": 1}, {"heads": 1}, {"dropout": 0.0})
+HEALTHY_SIZES: tuple[dict[str, Any], ...] = ({"layers": 1}, {"heads": 1}, {"dropout": 0.0}, {"qk_norm": True})
 """In these some mistakes are none: the width of a single head is that of the model, say."""
 TYPES = (torch.float64, torch.bfloat16)
 
