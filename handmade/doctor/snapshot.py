@@ -198,7 +198,7 @@ class Value:
         self.place = tensor.data  # the same memory, which others may share; autograd does not count its changes
         self.value = self.place.clone()
         self.holder = tensor.grad if tensor.is_leaf else None
-        self.gradient = None if self.holder is None else self.holder.detach().clone()
+        self.gradient = None if self.holder is None else Value(self.holder)
         self.hooks = {
             name: dict(getattr(tensor, name) or {})
             for name in ("_backward_hooks", "_post_accumulate_grad_hooks")
@@ -215,8 +215,8 @@ class Value:
             return
         if tensor.requires_grad != self.wanted:
             tensor.requires_grad_(self.wanted)
-        if self.holder is not None and self.gradient is not None and not identical(self.holder, self.gradient):
-            self.holder.data.copy_(self.gradient)
+        if self.gradient is not None:
+            self.gradient.bring_back()
         if tensor.grad is not self.holder:
             tensor.grad = self.holder
         for name, before in self.hooks.items():

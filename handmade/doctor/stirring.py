@@ -27,7 +27,9 @@ def seed_everything(seed: int) -> None:
     """Put all global generators at one place."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (whoever draws from the old one is held still too)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed writes a traceback down where CUDA sleeps: 5 ms
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:
