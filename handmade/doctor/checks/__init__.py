@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from handmade.doctor.checks import (
     company,
+    half,
     keeping,
     learning,
     losses,
@@ -25,6 +26,7 @@ MODULES = (
     company,
     norms,
     start,
+    half,
     scores,
     parameters,
     modes,
