@@ -141,8 +141,11 @@ def test_scaled_twice() -> None:
     assert (found.verdict, found.value) == ("suspicious", pytest.approx(D**-0.5))
 
 
-def normed(self: Attention, q: Tensor, k: Tensor, future: Tensor) -> Tensor:
-    return (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * 10).masked_fill(future, -math.inf)
+def of_length_one(temperature: float) -> Weights:
+    def scores(self: Attention, q: Tensor, k: Tensor, future: Tensor) -> Tensor:
+        return (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * temperature).masked_fill(future, -math.inf)
+
+    return scores
 
 
 def normed_by_hand(self: Attention, q: Tensor, k: Tensor, future: Tensor) -> Tensor:
@@ -151,7 +154,8 @@ def normed_by_hand(self: Attention, q: Tensor, k: Tensor, future: Tensor) -> Ten
 
 
 CHOICES: dict[str, tuple[Weights, str]] = {
-    "a temperature": (normed, "normed"),
+    "a temperature": (of_length_one(10), "normed"),
+    "no temperature": (of_length_one(1), "normed"),
     "normed by hand": (normed_by_hand, "normed"),
     "1 / D": (scaled(1 / D), "a factor of its own"),
     "learnt": (lambda self, q, k, future: (q @ k.mT * self.temperature).masked_fill(future, -math.inf), "parameter"),
@@ -168,6 +172,12 @@ def test_what_may_be_meant_is_asked(name: str) -> None:
     assert cause in found.cause
     assert "score_scale" in found.question
     assert look(Model(Attention(scores)), expect={"score_scale": True}).verdict == "healthy"
+
+
+def test_cosines_times_the_root_of_the_head() -> None:
+    torch.manual_seed(0)
+    found = look(Model(Attention(of_length_one(D**0.5))))
+    assert (found.verdict, found.value) == ("healthy", pytest.approx(1, abs=1e-3))
 
 
 def test_a_scale_that_is_folded_into_the_weights_is_asked() -> None:

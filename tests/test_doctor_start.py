@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handmade import doctor
+from handmade.doctor import checks
 from handmade.doctor.checks.start import excess
 from handmade.doctor.flow import followed, repeated
 from handmade.doctor.given import Given
@@ -490,3 +491,10 @@ def test_every_preset_of_ours_begins_well(name: str) -> None:
     checks = ["initial-loss", "growth", "half-precision", "score-scale", "norm-axis"]
     report = doctor.examine(model, vocab_size=40, context=T, only=checks)
     assert [finding.verdict for finding in report.findings] == ["healthy"] * 5, report.findings
+
+
+@pytest.mark.parametrize("name", ["initial-loss", "growth", "half-precision", "score-scale", "norm-axis"])
+def test_the_demonstrations_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(checks.BY_NAME[name].demonstration, {})
+    assert len(capsys.readouterr().out.splitlines()) >= 3
+    assert len(checks.BY_NAME[name].demonstration.splitlines()) <= 12

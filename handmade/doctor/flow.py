@@ -160,3 +160,27 @@ def head_of(flow: Flow, logits: Tensor) -> Call | None:
 def root_mean_square(x: Tensor) -> float:
     """sqrt(mean(x^2)), in float64."""
     return float(x.detach().double().square().mean().sqrt()) if x.numel() else 0.0
+
+
+def spread(x: Tensor) -> float:
+    """RMS of a tensor without what all its vectors share. Shapes: (..., C)."""
+    x = x.double().flatten(0, -2)
+    return root_mean_square(x - x.mean(0) if len(x) > 1 else x)
+
+
+def first_bad(flow: Flow) -> Call | None:
+    """The first call that makes what is not finite out of what is."""
+    for call in flow.leaves:
+        sound = call.entered is None or bool(call.entered.isfinite().all())
+        if sound and call.left is not None and not call.left.isfinite().all():
+            return call
+    return None
+
+
+MOST_POSITIONS = 32
+"""As many say how a model begins, and a quick look stays quick."""
+
+
+def short(patient: Patient, rows: int) -> Tensor:
+    """Random rows, shorter than the context where the model allows it. Shapes: -> (rows, T)."""
+    return patient.tokens(rows, patient.length if patient.form.full else min(patient.length, MOST_POSITIONS))

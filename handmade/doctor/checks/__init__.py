@@ -5,6 +5,7 @@ from __future__ import annotations
 from handmade.doctor.checks import (
     company,
     groups,
+    half,
     keeping,
     learning,
     losses,
@@ -28,6 +29,7 @@ MODULES = (
     company,
     norms,
     start,
+    half,
     scores,
     parameters,
     modes,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,6 +57,8 @@ def score_scale(patient: Patient) -> Finding:
     The factor is followed through the model's own calls (torch.overrides.TorchFunctionMode): from the projections
     through every scalar that is multiplied or divided by, through q @ k^T (matmul, bmm, baddbmm, einsum) to the
     softmax; of `scaled_dot_product_attention`, its `scale`. torch's MultiheadAttention has its own, which is right.
+
+    Queries and keys that are normed have a length of their own, which stands in place of sqrt(D).
 
     Sick is a factor that stands for a known slip: the model's width, nothing, the number of heads, positions or rows,
     a multiplication in place of the division. Another one may be meant (normed queries and keys with a temperature,
@@ -122,8 +125,8 @@ def reason_to_ask(one: Attending, untrained: bool) -> str:
         return "the factor is a parameter"
     if one.query is None or one.key is None:
         return "queries and keys are not seen"
-    if constant_size(one.query) or constant_size(one.key):
-        return "queries or keys are normed, so the factor is a temperature"
+    if one.normed:
+        return "queries and keys are normed, so the factor is a temperature"
     if one.lost:
         return "where queries and keys come from is not seen: part of the scale may stand there"
     asked, key = root_mean_square(one.query), root_mean_square(one.key)
@@ -190,10 +193,19 @@ class Attending:
     shape: tuple[int, ...] = ()
     """Of the scores."""
 
-    @property
+    @cached_property
+    def normed(self) -> bool:
+        """Whether queries and keys are brought to one length."""
+        return all(x is not None and constant_size(x) for x in (self.query, self.key))
+
+    @cached_property
     def ratio(self) -> float:
-        """1 for the factor that the head's size asks for."""
-        return abs(self.factor) * math.sqrt(self.features)
+        """1 for the factor that the head's size asks for; of normed queries and keys, for the one that their lengths
+        ask for."""
+        size = 1.0
+        if self.normed and self.query is not None and self.key is not None:
+            size = root_mean_square(self.query) * root_mean_square(self.key)
+        return abs(self.factor) * size * math.sqrt(self.features)
 
 
 SAME = {
