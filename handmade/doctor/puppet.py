@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -149,7 +150,12 @@ class Sizes:
     def token(self) -> int:
         """A token that is neither padding nor left out."""
         taken = (self.given.padding, self.given.ignore_index)
-        return next(token for token in range(1, 4) if token not in taken)
+        return next((token for token in range(1, self.vocabulary) if token not in taken), 0)
+
+    @property
+    def sure(self) -> float:
+        """The logit with which a token has nine tenths, where the others have 0."""
+        return math.log(9.0 * max(1, self.vocabulary - 1))
 
     def canonical(self, tokens: Tensor) -> Tensor:
         """Tokens as (B, T)."""
