@@ -14,6 +14,7 @@ from handmade.doctor.checks import (
     sampling,
     scores,
     sight,
+    splits,
     start,
     steps,
     texts,
@@ -33,6 +34,7 @@ MODULES = (
     steps,
     learning,
     keeping,
+    splits,
     texts,
     sampling,
 )
