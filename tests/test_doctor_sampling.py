@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import handmade as hm
 from handmade import doctor, generation
 from handmade.doctor import checks
-from handmade.doctor.checks.sampling import distance, powered, wrong
 from handmade.doctor.sampler import MOST_DRAWN, Sampler, Watch, disorder, learnt, widen
+from handmade.doctor.shares import distance, powered, wrong
 from handmade.generation import SamplingConfig, filtered
 
 MINE = ("sampling-mask", "cached-generation", "temperature", "filters")

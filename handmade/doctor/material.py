@@ -114,6 +114,14 @@ def data_of(patient: Patient, name: str) -> Material | None:
     return kept.get(name)
 
 
+def needed(patient: Patient, name: str) -> Material:
+    """What was given, in one form. Raises NotExamined where nothing was."""
+    found = data_of(patient, name)
+    if found is None:
+        raise NotExamined(f"not given: {name}")
+    return found
+
+
 def one_sequence(row: Any, name: str, text: bool) -> Material:
     if len(row) == 0:
         raise NotExamined(f"{name} is empty")

@@ -16,7 +16,7 @@ from handmade.doctor.material import Material, symbols
 
 BITS = 235
 """What a stretch has to say to be no accident: 50 characters of English (4.8 bits each), 25 subwords."""
-ENOUGH_BITS, FEWEST_BITS, LONGEST = 80, 60, 100
+ENOUGH_BITS, FEWEST_BITS, LONGEST = 75, 60, 100
 KEPT = 200_000
 """Stretches that are compared, about."""
 BLOCK = 1 << 16  # fits the cache: several times as fast as all at once
@@ -60,7 +60,7 @@ def stretches(train: Material, held: Material) -> Stretches | None:
     if length * train.bits < FEWEST_BITS:
         return None
     total = int(train.lengths.sum() + held.lengths.sum())
-    every = (size - length + 1) // 8 if windows else total // KEPT  # of a window at least eight stay, about
+    every = (size - length + 1) // 16 if windows else total // KEPT  # of a window at least sixteen stay, about
     mask = (1 << max(0, every.bit_length() - 1)) - 1
     if windows:
         held = held.first(MOST_ASKED)

@@ -34,7 +34,8 @@ class Origin:
 
 def origin(codec: Codec, train: str, held: str, vocab_size: int | None) -> Origin:
     """Look for tokens that only the validation text can have brought in."""
-    fresh = [one for one, _ in Counter(held).most_common() if one not in set(train)]
+    letters = set(train)
+    fresh = [one for one, _ in Counter(held).most_common() if one not in letters]
     bytewise = knows_everything(codec)
     late = dict.fromkeys(one for one in fresh[:MOST_WORDS] if stands_alone(codec, one, bytewise))
     seen = set(re.findall(r"\w+", train))

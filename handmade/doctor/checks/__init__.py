@@ -18,6 +18,7 @@ from handmade.doctor.checks import (
     sampling,
     scores,
     sight,
+    splits,
     start,
     steps,
     texts,
@@ -41,6 +42,7 @@ MODULES = (
     running,
     learning,
     keeping,
+    splits,
     texts,
     sampling,
 )
