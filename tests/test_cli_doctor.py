@@ -18,6 +18,7 @@ from handmade.cli import train as training
 from handmade.doctor import checks
 from handmade.doctor.checks.base import check
 from handmade.doctor.findings import Report, healthy, sick
+from handmade.optimizers import OptimizerConfig
 from handmade.tasks import language
 from handmade.training import TrainConfig
 
@@ -439,8 +440,12 @@ def test_every_kind_of_run_can_be_looked_at(monkeypatch):
         sizes = {name: 11 for name in ("vocab_size", "source_vocab_size") if name in settings.annotations()}
         small = {name: 16 for name in ("width", "hidden") if name in settings.annotations()}
         heads = {"heads": 2} if "heads" in settings.annotations() else {}
-        report = examine(given_of_shape(family, settings(**sizes, **small, **heads)), quick=True)
+        optimizer = None if family == "counting" else OptimizerConfig("muon", weight_decay=0.1, decay_embeddings=True)
+        given = given_of_shape(family, settings(**sizes, **small, **heads), optimizer)
+        report = examine(given, quick=True)
         assert not report.sick, (family, report.findings)
+        held = {id(p) for one in given.optimizer or () for group in one.param_groups for p in group["params"]}
+        assert held == {id(p) for p in given.model.parameters()}
 
 
 def test_where_memory_is_small_the_training_goes_on(trained, monkeypatch):
