@@ -398,8 +398,8 @@ def test_a_target_that_there_is_not(write, target, answer):
             "return self.c(x)",
             r"called with token ids: tokens \(\d, \d\): RuntimeError: .* \(mine.py, line 9\)",
         ),
-        ("return self.e(x).mean(1)", r"tokens \(\d, \d\) gave a tensor \(3, 4\), in which no logits can be seen\."),
-        ("return None", r"tokens \(\d, \d\): TypeError: it returned a NoneType"),
+        ("return self.e(x).mean(1)", r"tokens \(\d, \d\) gave a tensor \(3, 4\), in which no logits"),
+        ("return None", r"tokens \(\d, \d\): TypeError: it returned"),
     ],
 )
 def test_what_was_called_and_what_came_back(write, body, answer):

@@ -177,10 +177,12 @@ def look(job: Job, say: Columns) -> None:
     from handmade.doctor.runs import given_of_shape
     from handmade.doctor.snapshot import undisturbed
     from handmade.errors import ResourceError
+    from handmade.optimizers import OptimizerConfig
 
     try:
         with undisturbed():
-            given = given_of_shape(job.family, job.model.config, most=LOOKED_AT)  # type: ignore[arg-type]
+            optimizer = OptimizerConfig.from_dict(job.tables["optimizer"])
+            given = given_of_shape(job.family, job.model.config, optimizer, most=LOOKED_AT)  # type: ignore[arg-type]
             left = max(0.1, LOOK_SECONDS - (time.perf_counter() - began))
             report = examine(given, quick=True, seconds=left)
     except ResourceError as problem:  # the training itself has been measured, and fits

@@ -21,7 +21,7 @@ from handmade.errors import ConfigError, HandmadeError, ResourceError
 from handmade.files import readable
 from handmade.generation import SamplingConfig
 from handmade.models import ENCODER_DECODERS, FAMILIES, BigramConfig, CountingConfig, GPTConfig, parameter_count
-from handmade.optimizers import OptimizerConfig, parameter_groups
+from handmade.optimizers import OptimizerConfig, build_optimizers, parameter_groups
 from handmade.pair_tokenizer import END, FIRST, PAD
 from handmade.randomness import seeded
 from handmade.run import Run
@@ -226,17 +226,25 @@ def declared(model: nn.Module, shape: Config, optimizer: OptimizerConfig | None 
     return expect
 
 
-def given_of_shape(family: str, shape: Config, seed: int = 0, most: int = LARGE) -> Given:
-    """A new model of ours, by itself: for a look before it is trained. One of more parameters than `most` has fewer
-    layers. Raises ResourceError where memory is too small even so."""
+def given_of_shape(
+    family: str, shape: Config, optimizer: OptimizerConfig | None = None, seed: int = 0, most: int = LARGE
+) -> Given:
+    """A new model of ours with its optimizers: for a look before it is trained. One of more parameters than `most` has
+    fewer layers. Raises ResourceError where memory is too small even so."""
     smaller = shallower(shape, most) or shape
     source = some_source(smaller) if family in ENCODER_DECODERS else None
     build = Fresh(family, smaller, seed, source)
     model: Any = build()
     inner = model if source is None else model.model
-    expect = declared(model, smaller)
     vocabulary: int = smaller.vocab_size  # type: ignore[attr-defined]
-    return Given(model=model, vocab_size=vocabulary, context=positions_of(inner), build=build, expect=expect)
+    return Given(
+        model=model,
+        vocab_size=vocabulary,
+        context=positions_of(inner),
+        build=build,
+        optimizer=None if optimizer is None else build_optimizers(inner, optimizer),
+        expect=declared(model, smaller, optimizer),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -244,10 +244,9 @@ def explained(check: Check, width: int = 80, printed: str | None = None) -> Rend
         parts += [Text("which prints", style="bold"), indented(printed)]
     parts.append(Text())
     for label, text in (("needs", needs(check)), ("source", check.reference)):
-        row = Table.grid(padding=(0, 1, 0, 0))
-        row.add_column(width=7)
-        row.add_column(width=max(10, width - 8), overflow="fold")
-        row.add_row(Text(label, style="dim"), Text(text))
+        # An address is copied: it is not broken.
+        lines = textwrap.wrap(text, max(20, width - 8), break_long_words=False, break_on_hyphens=False)
+        row = verbatim(f"{label:8}", "dim").append("\n        ".join(lines), style="not dim")
         parts.append(row)
     return Group(*parts)
 

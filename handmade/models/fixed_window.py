@@ -107,7 +107,7 @@ class FixedWindow(Module):
         else:
             self.dense.extend(Linear(flat, flat) for _ in range(c.layers))
         self.activation = ReLU()
-        self.dropout = Dropout(c.dropout_rate)
+        self.dropout = Dropout(c.dropout_rate) if c.body == "dense" else nn.Identity()  # blocks have their own
         self.head = Head(flat, c.vocab_size, bias=True)
         for module in self.modules():
             if isinstance(module, (Linear, LayerNorm)):
