@@ -1,6 +1,6 @@
 """The doctor beside the checks of other packages, on the same zoo and the same healthy strangers.
 
-    python -m benchmarks doctor_rivals      # an hour; a killed call goes on
+    python -m benchmarks doctor_rivals      # 20 minutes; a killed call goes on
 
 The packages go into an environment of their own, in the cache folder. A mistake is found by a package if any of its
 checks fails on the sick twin and not on the healthy one: it need not say which mistake it is. Warnings count apart.
@@ -9,6 +9,7 @@ A false alarm is a healthy patient of which any check fails. `benchmarks/rivals.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -158,9 +159,16 @@ def table(figures: dict[str, Any]) -> str:
     return "\n".join(rows).rstrip() + "\n"
 
 
+def of_now() -> str:
+    """What the answers depend on, in a few letters: a killed call goes on only where nothing has changed."""
+    folders = [*(ROOT / "tests" / "zoo").glob("*.py"), *(ROOT / "handmade" / "doctor").rglob("*.py")]
+    paths = [ROOT / "tests" / "strangers.py", ROOT / "benchmarks" / "rivals.py", *folders]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(paths))).hexdigest()[:12]
+
+
 def main() -> None:
     python = environment()
-    answers = cache_folder() / "rivals.jsonl"
+    answers = cache_folder() / f"rivals-{of_now()}.jsonl"
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     subprocess.run(
         [python, "-m", "benchmarks.rivals", str(answers)],

@@ -83,9 +83,11 @@ class Model(nn.Module):
         return text[:, :-1], text[:, 1:]
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """The person's, or Adam over what torch knows of."""
+        """The person's, or Adam over what torch knows of. Raises LookupError where that is nothing."""
         if isinstance(self.given.optimizer, torch.optim.Optimizer):
             return self.given.optimizer
+        if not list(self.parameters()):
+            raise LookupError("it has no parameters")
         return torch.optim.Adam(self.parameters(), lr=3e-3)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -154,6 +156,7 @@ def neural_net_checklist(make: Callable[[], Any]) -> Verdicts:
 
     first = Model(make())
     vocabulary, loss = first.patient.vocab_size, first.loss
+    first.optimizer()  # without parameters nothing can be asked
 
     def build() -> Model:
         return Model(make())
@@ -167,7 +170,7 @@ def neural_net_checklist(make: Callable[[], Any]) -> Verdicts:
         return F.one_hot(inputs, vocabulary).float(), targets
 
     def train(model: Model, batch: Any, **options: Any) -> Any:
-        return package.train_batch(model, batch, optimizer=torch.optim.Adam(model.parameters(), lr=3e-3), **options)
+        return package.train_batch(model, batch, optimizer=model.optimizer(), **options)
 
     classes = {"num_classes": vocabulary}
     learning = {"train_batch_fn": train, "loss_fn": loss}

@@ -137,7 +137,13 @@ def hugging_face(kind: str, shape: dict[str, Any]) -> Callable[[int], dict[str, 
 
 X_TRANSFORMERS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "rotary, SwiGLU, RMSNorm": {"rotary_pos_emb": True, "ff_glu": True, "ff_swish": True, "use_rmsnorm": True},
+    "rotary, SwiGLU, RMSNorm": {
+        "rotary_pos_emb": True,
+        "rotary_emb_dim": WIDTH,
+        "ff_glu": True,
+        "ff_swish": True,
+        "use_rmsnorm": True,
+    },
     "QK-norm": {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True},
     "ALiBi": {"alibi_pos_bias": True},
 }
@@ -148,7 +154,7 @@ def x_transformer(options: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
         from x_transformers import Decoder, TransformerWrapper
 
         torch.manual_seed(seed)
-        layers = Decoder(dim=WIDTH, depth=LAYERS, heads=HEADS, attn_dim_head=WIDTH // HEADS, **options)
+        layers = Decoder(dim=WIDTH, depth=LAYERS, heads=HEADS, attn_dim_head=WIDTH, **options)
         model = TransformerWrapper(num_tokens=VOCABULARY, max_seq_len=CONTEXT, attn_layers=layers)
         return {"model": model, "vocab_size": VOCABULARY, "context": CONTEXT}
 
@@ -179,7 +185,7 @@ def built(family: str, shape: dict[str, Any], seed: int) -> dict[str, Any]:
     shape = config.from_dict(shape)
     model = made(shape, seeded(seed, "initialization"))
     if family in ENCODER_DECODERS:
-        source = torch.randint(1, shape.vocab_size, (9,), generator=torch.Generator().manual_seed(seed))
+        source = torch.randint(1, shape.vocab_size, (23,), generator=torch.Generator().manual_seed(seed))
         return {"model": Written(model, source), "vocab_size": shape.vocab_size, "context": shape.context}
     if family == "counting":
         model.fit(np.random.default_rng(seed).integers(shape.vocab_size, size=20_000))
