@@ -322,14 +322,15 @@ def test_another_thread_is_not_seen():
     assert not seen.of(Forward, Backward)
 
 
-def test_recomputing_in_a_backward_call_is_no_call():
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recomputing_in_a_backward_call_is_no_call(reentrant):
     class Recomputed(nn.Module):
         def __init__(self):
             super().__init__()
             self.inner = model_of()
 
         def forward(self, x):
-            return checkpoint(self.inner[2], self.inner[0](x), use_reentrant=False)
+            return checkpoint(self.inner[2], self.inner[0](x), use_reentrant=reentrant)
 
     model = Recomputed()
     with Observation(model) as seen:

@@ -163,11 +163,9 @@ class Observation:
         return now
 
     def enough(self) -> None:
-        """Ends a watched script when enough was seen."""
+        """Ends a watched script when enough was seen: again where it was caught, or where `finally` goes on."""
         if self.steps is None:
             return
-        if self.ended:  # it was caught, or `finally` goes on
-            raise Enough(self.ended)
         if self.updates >= self.steps and not self.waiting:
             self.ended = f"it was ended after {self.updates} steps"
         elif self.waiting >= LONELY:

@@ -29,7 +29,10 @@ MISTAKES = {
     "logarithm-of-zero": "finite",
 }
 ALSO: dict[str, tuple[str, ...]] = {
-    "no-backward": ("clipping",),  # there is nothing to clip
+    # No weight moves, which is seen by who tries to learn one batch.
+    "zero-grad-before-step": ("one-batch",),
+    "no-backward": ("one-batch",),
+    "optimizer-of-the-old-model": ("one-batch",),
 }
 
 max_iters = 500

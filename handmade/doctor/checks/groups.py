@@ -111,9 +111,9 @@ def optimizer(patient: Patient) -> Finding:
     demonstration="""\
 import torch
 norm = torch.nn.LayerNorm(4)
-def after(decay, steps=2000):
+def after(decay, steps=200):
     with torch.no_grad(): norm.weight.fill_(1.0)
-    optimizer = torch.optim.AdamW([{"params": [norm.weight], "weight_decay": decay}], lr=1e-3)
+    optimizer = torch.optim.AdamW([{"params": [norm.weight], "weight_decay": decay}], lr=1e-2)
     for _ in range(steps):
         norm.weight.grad = torch.zeros(4)        # no loss asks for a change
         optimizer.step()

@@ -127,6 +127,15 @@ def accumulation(patient: Patient) -> Finding:
             "call optimizer.zero_grad() once per step, outside the loop over micro-batches",
             **details,
         )
+    if all(cleared(one.after) for update in fed for one in update.backwards):
+        return sick(
+            f"all gradients are exactly 0, in all {plural(len(fed), 'step')}",
+            "gradients",
+            "the loss does not move when weights do: it is multiplied by 0, saturated, or rounded away",
+            "print the gradient of the logits, then follow it back to where it becomes 0",
+            value=1.0,
+            limit=DISTANCE,
+        )
     if often(len(stale), len(later)):
         keys = sorted({key for update in stale for key in update.stale()})
         all_of_them = len(keys) >= len(later[-1].keys)
@@ -235,6 +244,8 @@ def clipping(patient: Patient) -> Finding:
     by_hand = [update for update in whole if changed_under_scale(update.split()[2])]
     if not found and not by_hand:
         raise NotExamined("nothing was clipped")
+    if not whole:
+        raise NotExamined("no step was seen with a backward call before it")
     expected = "once per step: after the last backward call, without the scale, before the step"
     if found and not any(one.parameters for one in found):
         return sick(
