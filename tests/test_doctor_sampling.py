@@ -208,6 +208,32 @@ def test_defaults_that_filter_are_turned_off() -> None:
         assert examine(name, model=model, generate=generate).verdict in ("healthy", "not examined")
 
 
+def test_a_vocabulary_that_is_rounded_up() -> None:
+    class Rounded(Table):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return nn.functional.pad(super().forward(tokens), (0, 12), value=-30.0)
+
+    for draw in (multinomial, gumbel):
+        model = Rounded()
+        generate = generator_of(model, draw)
+        for name in ("sampling-mask", "temperature", "filters"):
+            finding = examine(name, model=model, generate=generate, vocab_size=V)
+            assert finding.verdict == "healthy", finding
+
+
+def test_other_options_are_turned_off_too() -> None:
+    model = Table()
+    inner = generator_of(model, multinomial)
+
+    def generate(
+        tokens: Tensor, count: int, temperature: float = 1.0, min_p: float = 0.05, repetition_penalty: float = 1.3
+    ) -> Tensor:
+        assert (min_p, repetition_penalty) == (0.0, 1.0)
+        return inner(tokens, count, temperature)
+
+    assert examine("temperature", model=model, generate=generate).verdict == "healthy"
+
+
 def test_a_models_own_generate_is_found() -> None:
     model = Table()
     assert examine("temperature", model=model).verdict == "not examined"

@@ -252,6 +252,18 @@ def test_pairs_are_known_by_their_first() -> None:
     assert finding.value == 1
 
 
+def test_short_windows_of_a_text_repeat_by_nature_and_problems_do_not(shakespeare: Path) -> None:
+    ids = np.frombuffer(shakespeare.read_bytes(), dtype=np.uint8).astype(np.int64)[:60_000]
+    windows = torch.tensor(np.lib.stride_tricks.sliding_window_view(ids, 9)[::9].copy())
+    assert overlap.duplicates(material(windows[:6000], ""), material(windows[6000:], "")).exact > 0.02
+    assert examine("split", train_data=windows[:6000], validation_data=windows[6000:]).verdict == "not examined"
+    rng = np.random.default_rng(0)
+    sums = [[*map(int, f"{a:02d}{b:02d}{a + b:03d}")] for a, b in rng.integers(0, 100, (3000, 2))]
+    finding = examine("split", train_data=torch.tensor(sums[:2700]), validation_data=torch.tensor(sums[2700:]))
+    assert finding.verdict == "sick"
+    assert finding.value == pytest.approx(1 - (1 - 1 / 10_000) ** 2700, abs=0.06)
+
+
 def test_rows_that_are_too_short_say_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(5, (400, 3), generator=generator)
@@ -401,6 +413,24 @@ def test_one_window_too_few_or_too_many(step: int) -> None:
     many = examine("windows", windows=Windows(DATA, 16, step, right + 1), train_data=DATA, context=16)
     assert many.verdict == "sick"
     assert "targets" in many.measured or "inputs" in many.measured
+
+
+@pytest.mark.parametrize("filled", [None, 99, 0])
+@pytest.mark.parametrize("length", [590, 592, 593, 594, 600])
+def test_the_rest_may_be_a_window_of_its_own(filled: int | None, length: int) -> None:
+    data = DATA[:length]
+
+    class Rest(Windows):
+        def __getitem__(self, index: int) -> Any:
+            x, y = super().__getitem__(index)
+            x = x[: len(y)]
+            if filled is not None:
+                x, y = (torch.cat([row, torch.full((16 - len(row),), fill)]) for row, fill in ((x, filled), (y, -100)))
+            return x, y
+
+    windows = Rest(data, 16, 16, -(-(length - 1) // 16))
+    finding = examine("windows", windows=windows, train_data=data, context=16)
+    assert finding.verdict == "healthy", finding
 
 
 def test_targets_that_the_model_shifts_itself() -> None:

@@ -28,12 +28,22 @@ ROLES: dict[str, tuple[str, ...]] = {
     "temperature": ("temperature", "temp"),
     "top_k": ("top_k", "topk", "k"),
     "top_p": ("top_p", "topp", "nucleus", "p"),
+    "min_p": ("min_p", "minp"),
+    "penalty": ("repetition_penalty",),
     "use_cache": ("use_cache", "cache", "cached", "use_kv_cache", "kv_cache"),
     "sample": ("do_sample", "sample"),
     "greedy": ("greedy",),
 }
 """What an option of `generate` is for, by its name."""
-OFF: dict[str, tuple[Any, ...]] = {"temperature": (1, None), "top_k": (None, 0, -1), "top_p": (None, 1, 0)}
+NOTHING = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "penalty": 1.0}
+"""With these values an option does nothing; a top_k of the whole vocabulary does neither."""
+OFF: dict[str, tuple[Any, ...]] = {
+    "temperature": (1, None),
+    "top_k": (None, 0, -1),
+    "top_p": (None, 1, 0),
+    "min_p": (None, 0),
+    "penalty": (None, 1),
+}
 """Defaults with which an option does nothing."""
 COUNTS = ("count", "max_new_tokens", "new_tokens", "num_tokens", "n_tokens", "max_tokens", "steps", "length", "n")
 MOST_DRAWN = 1_500
@@ -77,7 +87,7 @@ class Sampler:
             if role in wanted:
                 found[parameter.name] = wanted[role]
             elif role in OFF and parameter.default not in OFF[role]:
-                found[parameter.name] = self.vocab_size if role == "top_k" else 1.0
+                found[parameter.name] = NOTHING.get(role, self.vocab_size)
             elif role in ("sample", "greedy"):
                 found[parameter.name] = role == "sample"
         return found
@@ -144,11 +154,11 @@ class Sampler:
         with Watch(forced) as watch:
             got = self._new(tokens, count, wanted)
         seen = watch.seen
-        if len(seen) != count or any(one.shape != (len(tokens), self.vocab_size) for one in seen):
+        if len(seen) != count or any(len(one) != len(tokens) or one.shape[1] < self.vocab_size for one in seen):
             return None
         if got.shape != forced.shape or not torch.equal(got.cpu(), forced.cpu()):
             return None  # what is drawn is no token: a place in a sorted list
-        return torch.stack(seen, dim=1)
+        return torch.stack([one[:, : self.vocab_size] for one in seen], dim=1)  # a vocabulary may be rounded up
 
     def distribution(self, row: Tensor, most: int = MOST_DRAWN, **wanted: Any) -> tuple[Tensor, int]:
         """What the next token of a row is drawn from, (V,) float64, and of how many draws: 0 where it was seen and not
@@ -162,7 +172,7 @@ class Sampler:
         many = most if not self.alone else most // 5
         torch.manual_seed(1)
         drawn = self.new(row.expand(many, -1), 1, **wanted)
-        counts = torch.bincount(drawn[:, 0].cpu(), minlength=self.vocab_size).double()
+        counts = torch.bincount(drawn[:, 0].cpu(), minlength=self.vocab_size)[: self.vocab_size].double()
         return counts / counts.sum(), many
 
     def _by_place(self, row: Tensor, wanted: dict[str, Any]) -> Tensor | None:
@@ -184,7 +194,8 @@ class Sampler:
         if tokens.unique().numel() != places:
             return None
         share = watch.seen[0][0]
-        return torch.zeros(self.vocab_size, dtype=torch.float64).scatter(0, tokens, share)
+        size = max(self.vocab_size, int(tokens.max()) + 1)
+        return torch.zeros(size, dtype=torch.float64).scatter(0, tokens, share)[: self.vocab_size]
 
 
 def own_generate(model: Any) -> Callable[..., Any] | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from handmade.doctor.findings import NotExamined
 from handmade.doctor.patient import Patient
-from handmade.doctor.sampler import MOST_DRAWN, OFF, Sampler, roles_of
+from handmade.doctor.sampler import MOST_DRAWN, NOTHING, OFF, Sampler, roles_of
 
 
 class Prompt:
@@ -51,7 +51,7 @@ class Filter:
             if role in options:
                 found[parameter.name] = options[role]
             elif role in OFF and parameter.default not in OFF[role]:
-                found[parameter.name] = self.logits.shape[-1] if role == "top_k" else 1.0
+                found[parameter.name] = NOTHING.get(role, self.logits.shape[-1])
         got = self.function(self.logits.clone(), **found)
         if not torch.is_tensor(got) or got.shape != self.logits.shape:
             raise NotExamined(f"filters gives no tensor {tuple(self.logits.shape)} for one")

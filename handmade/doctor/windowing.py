@@ -118,6 +118,26 @@ def place_of(window: Window, places: Places, name: str, ignore: int) -> tuple[li
     )
 
 
+def remainder(window: Window, data: np.ndarray, length: int) -> int | None:
+    """Where a window begins that has the rest of the data: shorter than others, or filled up behind the end. None for
+    any other."""
+    inputs, targets = window.inputs, window.targets
+    if len(inputs) > length or (targets is not None and len(targets) != len(inputs)):
+        return None
+    least = len(inputs)
+    while len(inputs) == length and least > 1 and inputs[least - 1] == inputs[-1]:
+        least -= 1  # what it is filled up with
+    for real in range(least, min(len(inputs), least + 2) + 1):
+        for spare in (1, 0):  # whether a target stands behind the last input
+            begin = len(data) - real - spare
+            if real < length and real > 0 and begin >= 0 and np.array_equal(data[begin : begin + real], inputs[:real]):
+                if targets is None or np.array_equal(inputs, targets):
+                    return begin
+                if np.array_equal(data[begin + 1 : begin + real], targets[: real - 1]):
+                    return begin
+    return None
+
+
 def steps(starts: Mapping[int, list[int]]) -> tuple[int, int] | None:
     """Windows begin at  first + index * step, where they do so."""
     if 0 not in starts or 1 not in starts:
@@ -144,7 +164,8 @@ def examine(windows: Any, data: np.ndarray, context: int | None, ignore: int) ->
     chosen |= {int(index) for index in np.linspace(0, many - 1, LOOKED_AT)}
     places = Places(data, length)
     starts: dict[int, list[int]] = {}
-    same, lost = False, []
+    same, last_is_rest = False, False
+    lost: list[int] = []
     for index in sorted(chosen):
         name = f"window {index:,} of {many:,}"
         try:
@@ -153,8 +174,13 @@ def examine(windows: Any, data: np.ndarray, context: int | None, ignore: int) ->
             said = f"{name} fails: {type(problem).__name__}"
             raise Fault(said, "the dataset says that it has more windows than there are", PAST_REMEDY) from None
         window = window_of(item)
-        if window.targets is None and len(window.inputs) == length + 1:
+        if window.targets is None and context is not None and context < len(window.inputs) <= context + 1:
             window = Window(window.inputs[:-1], window.inputs[1:])
+        rest = remainder(window, data, length) if index == many - 1 else None
+        if rest is not None and (steps(starts) or (0, 1))[1] > 1:
+            last_is_rest = True  # shorter, or filled up: what was left over
+            starts[index] = [rest]
+            continue
         starts[index], same = place_of(checked(window, length, name), places, name, ignore)
         if not starts[index]:
             lost.append(index)
@@ -168,6 +194,8 @@ def examine(windows: Any, data: np.ndarray, context: int | None, ignore: int) ->
         if last_possible > 0:
             raise NotExamined("there is one window, so it cannot be seen how far apart they begin")
         return many, 0, 0
+    if last_is_rest:
+        return many, starts[0][0], starts[many - 1][0]
     rule = steps(starts)
     if rule is None and len(starts) < many:
         raise NotExamined("where the windows begin follows no rule, and there are too many to look at all")
