@@ -53,8 +53,8 @@ from handmade.doctor.events import (
     some,
     subclasses,
 )
-from handmade.doctor.patching import Patches
 from handmade.doctor.forms import kind_of
+from handmade.doctor.patching import Patches
 
 LONELY = 512
 """So many backward calls without a step of an optimizer, and a training that is watched is ended."""

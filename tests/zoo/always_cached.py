@@ -11,7 +11,7 @@ MISTAKES = {
     "old-text-seen": "cached-generation",
     "half-the-temperature": "temperature",
 }
-ALSO: dict[str, tuple[str, ...]] = {"prompt-unmasked": ("sampling-mask",), "old-text-seen": ("sampling-mask",)}
+ALSO: dict[str, tuple[str, ...]] = {"prompt-unmasked": ("sampling-mask",), "old-text-seen": ("sampling-mask", "future")}
 
 
 def rotate(x, positions):
