@@ -48,9 +48,9 @@ class Captured(BaseException):
 
 
 @contextlib.contextmanager
-def hurried(model: Any, seconds: float = PATIENCE) -> Iterator[None]:
-    """Inside, TooLong is raised at the next call of any part of the model after so many seconds."""
-    end = time.thread_time() + seconds
+def hurried(model: Any) -> Iterator[None]:
+    """Inside, TooLong is raised at the next call of any part of the model when PATIENCE is over."""
+    end = time.thread_time() + PATIENCE
 
     def look(*_: Any) -> None:
         if time.thread_time() > end:
@@ -141,6 +141,7 @@ class Sizes:
     def __init__(self, patient: Patient) -> None:
         self.patient, self.given = patient, patient.given
         self.called = patient.failure is None
+        self._tokens: dict[tuple[int, ...], Tensor] = {}
         self.form = patient.form
         self.vocabulary: int = patient.vocab_size if patient.given.model is not None else patient.given.vocab_size or 0
         self.device = patient.device if patient.given.model is not None else torch.device("cpu")
@@ -162,6 +163,18 @@ class Sizes:
         if tokens.dim() == 1:
             return tokens[None]
         return tokens.T if self.form.time_first else tokens
+
+    def tokens(self, targets: Tensor) -> Tensor:
+        """Inputs for made-up targets, the same for all of one shape; padding where nothing is scored, since a mask may
+        be made from either."""
+        shape = tuple(targets.shape)
+        if shape not in self._tokens:
+            self._tokens[shape] = self.patient.tokens(*shape)
+        padding = self.given.padding
+        if padding is None:
+            return self._tokens[shape]
+        unscored = (targets == padding) | (targets == self.given.ignore_index)
+        return self._tokens[shape].masked_fill(unscored, padding)
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """A batch of the person's own, inputs (B, T) and targets (B, T) or (B,). Raises NotExamined without one."""

@@ -11,6 +11,7 @@ import functools
 import inspect
 import itertools
 import random
+import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -32,8 +33,8 @@ MOST_THINGS = 5000
 LARGEST_CONTAINER = 100_000
 MOST_ENTRIES_WALKED = 200
 LARGEST_TENSOR = 1 << 25
-LIBRARIES = {"torch", "numpy", "transformers", "matplotlib", "builtins"}
-"""Their functions and objects hold nothing of the person's, apart from what torch.utils.data has."""
+HOLDERS = ("torch.utils.data", "torch.amp", "types", "argparse")
+"""Modules of libraries whose objects hold what is the person's; those of others are left alone."""
 
 GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
@@ -218,6 +219,10 @@ class Reach:
         for names, name, value in self._globals.values():
             names[name] = value
         for container, before in self._containers:
+            now = list(container.items()) if isinstance(container, dict) else list(container)
+            was = list(before.items()) if isinstance(container, dict) else before
+            if len(now) == len(was) and all(map(identical, now, was)):
+                continue
             container.clear()
             if isinstance(container, (list, deque)):
                 container.extend(before)
@@ -228,11 +233,21 @@ class Reach:
             vars(scheduler).update(before)
 
 
+def identical(one: Any, other: Any) -> bool:
+    """The same object; of pairs, the same two."""
+    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other) == 2:
+        return one[0] is other[0] and one[1] is other[1]
+    return one is other
+
+
 def library(thing: Any) -> bool:
     """Whether a function or class belongs to a library, and so holds nothing of the person's."""
     module = getattr(thing, "__module__", None) or ""
-    held = isinstance(thing, type) and module.startswith("torch.utils.data")
-    return module.split(".")[0] in LIBRARIES and not held
+    if isinstance(thing, type) and module.startswith(HOLDERS):
+        return False
+    first = module.split(".")[0]
+    file = getattr(sys.modules.get(first), "__file__", None) or ""
+    return first in sys.stdlib_module_names or (first != "handmade" and "-packages" in file)
 
 
 def methods_of(kind: type) -> Iterator[tuple[str, Any]]:

@@ -160,8 +160,7 @@ class ModelRoute:
             return self.puppet.inside(model, (tokens,), {self.keyword: targets}, tokens, make)
 
     def value(self, logits: Tensor, targets: Tensor) -> float:
-        tokens = self.sizes.patient.tokens(*targets.shape) if targets.shape != self.tokens.shape else self.tokens
-        return number(self._call(tokens, targets, lambda _: logits), self.name)
+        return number(self._call(self.sizes.tokens(targets), targets, lambda _: logits), self.name)
 
     def aligned(self, make: Make) -> float:
         inputs, targets = self.sizes.batch()
@@ -228,7 +227,7 @@ class StepRoute:
         raise NotExamined("train_step calls no backward")
 
     def value(self, logits: Tensor, targets: Tensor) -> float:
-        tokens = self.sizes.patient.tokens(*targets.shape)
+        tokens = self.sizes.tokens(targets)
         if self.sizes.form.time_first:
             tokens, targets = tokens.T, targets.T
         return self._captured(rebuilt(self.drawn, tokens, targets), lambda _: logits)

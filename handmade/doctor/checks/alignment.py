@@ -65,7 +65,7 @@ def targets(patient: Patient) -> Finding:
         sizes = Sizes(patient)
         places = shares(sizes) if patient.given.batches is not None else {}
         try:
-            ways = routes(patient, reach)
+            ways = routes(patient, reach) if len(places) != 1 else []
         except NotExamined as reason:
             ways = []
             reasons.append(str(reason))
@@ -76,6 +76,8 @@ def targets(patient: Patient) -> Finding:
                 found.append(asked(sizes, route, places))
             except NotExamined as reason:
                 reasons.append(str(reason))
+            except Exception as problem:
+                reasons.append(f"{route.name} failed: {type(problem).__name__}")
     if not found and places:
         found.append(drawn(places, "; ".join(reasons)))
     if not found:

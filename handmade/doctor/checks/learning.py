@@ -321,6 +321,9 @@ def one_batch(patient: Patient) -> Finding:
                 own = Own(patient, reach).learn(began + OWN_SECONDS)
             except NotExamined as reason:
                 patient.notes.append(f"one-batch: your own steps were not taken: {reason}")
+            except Exception as problem:
+                said = f"{type(problem).__name__}: {problem}".splitlines()[0]
+                patient.notes.append(f"one-batch: your own steps failed: {said}")
             rising = rates != [group["lr"] for one in reach.optimizers for group in one.param_groups]
             stuck = all(torch.equal(one, value) for one, value in zip(parameters, start, strict=True))
         if own is not None:
