@@ -46,4 +46,5 @@ def test_no_other_mistake_is_named(path: Path, mistake: str) -> None:
 
 
 def test_every_check_has_a_patient() -> None:
-    assert {zoo.load(path).MISTAKES[mistake] for path, mistake in TWINS} == set(checks.BY_NAME)
+    """`same-batch` is seen in whole scripts alone: tests/test_doctor_watching.py."""
+    assert {zoo.load(path).MISTAKES[mistake] for path, mistake in TWINS} == set(checks.BY_NAME) - {"same-batch"}

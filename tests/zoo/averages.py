@@ -8,7 +8,7 @@ MISTAKES = {
     "mean-of-itself": "past",
     "no-place": "order",
 }
-ALSO: dict[str, tuple[str, ...]] = {}
+ALSO: dict[str, tuple[str, ...]] = {"no-place": ("gradients",)}
 
 
 class Averages(nn.Module):

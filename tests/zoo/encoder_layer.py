@@ -10,7 +10,7 @@ MISTAKES = {
     "no-positions": "order",
     "attention-to-itself": "past",
     "encoder-never-called": "past",
-    "norm-over-time": "norm-axis",
+    "norm-over-time": "future",
     "last-layer-alone": "gradients",
     "positions-in-an-attribute": "unregistered",
     "dropout-in-evaluation": "dropout",
@@ -21,7 +21,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     "no-positions": ("gradients",),
     "attention-to-itself": ("order", "gradients"),
     "encoder-never-called": ("order", "gradients"),
-    "norm-over-time": ("future",),
+    "norm-over-time": ("norm-axis", "gradients", "modes"),  # written into forward, it is no module
     "dropout-in-evaluation": ("modes",),
 }
 

@@ -8,7 +8,7 @@ MISTAKES = {
     "view-for-transpose": "batch",
     "every-token-alone": "past",
     "bag-of-tokens": "order",
-    "norm-over-time": "norm-axis",
+    "norm-over-time": "future",
     "bridge-never-called": "gradients",
     "bridge-in-a-list": "unregistered",
     "dropout-twice": "dropout",
@@ -17,7 +17,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     "view-for-transpose": ("future", "past", "order"),  # rows and positions are dealt anew
     "every-token-alone": ("order", "gradients"),  # the old state is always zero
     "bag-of-tokens": ("gradients",),
-    "norm-over-time": ("future",),
+    "norm-over-time": ("norm-axis", "gradients", "modes"),  # written into forward, it is no module
     "bridge-in-a-list": ("gradients",),
 }
 

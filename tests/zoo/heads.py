@@ -24,7 +24,8 @@ MISTAKES = {
 }
 ALSO: dict[str, tuple[str, ...]] = {
     "sees-itself-alone": ("gradients",),  # a softmax over one key
-    "blocks-never-called": ("gradients",),
+    "blocks-never-called": ("gradients", "dropout"),
+    "no-positions": ("gradients",),  # the table that is never looked up
 }
 
 

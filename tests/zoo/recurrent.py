@@ -7,7 +7,7 @@ import torch.nn.functional as F
 MISTAKES = {
     "reads-backwards": "future",
     "state-never-carried": "past",
-    "norm-over-time": "norm-axis",
+    "norm-over-time": "future",
     "forget-gate-unused": "gradients",
     "detached-state": "gradients",
     "cells-in-a-list": "unregistered",
@@ -17,7 +17,7 @@ MISTAKES = {
 }
 ALSO: dict[str, tuple[str, ...]] = {
     "state-never-carried": ("order", "gradients"),  # what the old state is multiplied with gets no gradient
-    "norm-over-time": ("future",),
+    "norm-over-time": ("norm-axis", "gradients", "modes"),  # written into forward, it is no module
     "cells-in-a-list": ("gradients",),
     "dropout-in-evaluation": ("modes",),
 }

@@ -62,7 +62,7 @@ class Block(nn.Module):
         B, T, C = x.shape
         h = self.norm1(x)
         q, k, v = ((h @ w).view(B, T, self.heads, -1).transpose(1, 2) for w in list(self.attention)[:3])
-        scores = (q @ k.transpose(-2, -1) * self.scale).masked_fill(self.mask[:T, :T], -1e9)
+        scores = (q @ k.transpose(-2, -1) * self.scale).masked_fill(self.mask[:T, :T], float("-inf"))
         x = x + (F.softmax(scores, dim=-1) @ v).transpose(1, 2).reshape(B, T, C) @ self.attention[3]
         h = self.norm2(x)  # healthy: layer-made-in-forward
         # h = nn.LayerNorm(C)(x)  # sick: layer-made-in-forward

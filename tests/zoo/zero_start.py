@@ -9,14 +9,14 @@ import torch.nn.functional as F
 
 MISTAKES = {
     "no-mask": "future",
-    "norm-over-time": "norm-axis",
+    "norm-over-time": "future",
     "unrotated": "order",
     "blocks-never-called": "past",
     "mlp-never-called": "gradients",
     "dropout-in-evaluation": "dropout",
 }
 ALSO: dict[str, tuple[str, ...]] = {
-    "norm-over-time": ("future",),
+    "norm-over-time": ("norm-axis", "gradients", "modes"),  # written into forward, it is no module
     "blocks-never-called": ("order", "gradients"),
     "dropout-in-evaluation": ("modes",),
 }
