@@ -268,8 +268,12 @@ def remembers(patient: Patient) -> bool:
             first, second = patient.logits(tokens), patient.logits(tokens)
     except Exception:
         return True  # the second call failed: a cache that is full
-    scale = float(first.abs().max().clamp_min(1e-6))
-    return not torch.allclose(first, second, rtol=0, atol=1e-4 * scale, equal_nan=True)
+    finite = first.isfinite()
+    if not torch.equal(finite, second.isfinite()):
+        return True
+    first, second = first[finite], second[finite]
+    scale = max(1e-6, float(first.abs().max())) if len(first) else 1.0
+    return not torch.allclose(first, second, rtol=0, atol=1e-4 * scale)
 
 
 # The context

@@ -215,8 +215,8 @@ def declared(model: nn.Module, shape: Config, optimizer: OptimizerConfig | None 
     expect["dropout"] = bool(dropout or getattr(shape, "attention_dropout", 0.0))
     if hasattr(shape, "tied_head"):
         expect["tied"] = shape.tied_head
-    if isinstance(shape, BigramConfig) or (isinstance(shape, CountingConfig) and shape.order <= 2):
-        expect["past"] = False
+    if isinstance(shape, (BigramConfig, CountingConfig)):
+        expect["past"] = False  # what was counted knows no random tokens, and says of them what it says of any
     if isinstance(shape, GPTConfig) and shape.positions == "none" and shape.layers == 1:
         expect["positions"] = False  # with more layers, a causal model knows something of the order
     if getattr(shape, "query_key_norm", False):

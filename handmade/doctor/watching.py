@@ -203,8 +203,11 @@ def found_in(seen: Observation, name: str, expect: Mapping[str, Any]) -> tuple[W
     if tokens is not None:
         axis = -1
         together = pairs(Seen(seen))
-        if together and (found := moved(*together[0])) is not None and found[2]:
+        found = moved(*together[0]) if together else None
+        if found is not None and found[2]:
             axis = 0
+        if found is not None:  # targets say along which axis time runs
+            things.expect = {"time_first": found[2], **things.expect}
         things.context = int(max(call.integers[0].shape[axis] for call in calls))
     first = scored[0][0] if scored else None
     if first is not None and things.vocab_size and 0 < first < LEARNT * math.log(things.vocab_size):

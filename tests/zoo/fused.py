@@ -16,7 +16,6 @@ MISTAKES = {
     "tied-by-data": "tied",
     "tied-by-copy": "tied",
     "attention-drops-in-evaluation": "dropout",
-    "causal-in-evaluation-only": "modes",
     "causal-in-training-only": "modes",
     "sees-ahead-in-training": "future",
     "one-position-for-all": "order",
@@ -27,7 +26,6 @@ MISTAKES = {
 ALSO: dict[str, tuple[str, ...]] = {
     "norm-over-window": ("future", "gradients"),  # what it tells of later positions; the norm that is not called
     "causal-in-training-only": ("future",),
-    "causal-in-evaluation-only": ("future",),
     "sees-ahead-in-training": ("modes",),
 }
 
@@ -59,7 +57,7 @@ class Attention(nn.Module):
         # p = self.dropout  # sick: attention-drops-in-evaluation
         causal = True
         # causal = False  # sick: not-causal
-        # causal = not self.training  # sick: sees-ahead-in-training, causal-in-evaluation-only
+        # causal = not self.training  # sick: sees-ahead-in-training
         # causal = self.training  # sick: causal-in-training-only
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=causal)  # healthy: kernel-scale
         # y = F.scaled_dot_product_attention(q, k, v, None, p, True, scale=C**-0.5)  # sick: kernel-scale
