@@ -217,6 +217,18 @@ def test_the_kernel_after_a_division_of_one_s_own() -> None:
     assert (found.verdict, found.value) == ("suspicious", pytest.approx(D**-0.5))
 
 
+def test_the_kernel_after_half_a_division_each() -> None:
+    class Fused(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (p(x).unflatten(-1, (H, self.size)).transpose(1, 2) for p in (self.q, self.k, self.v))
+            q, k = q * self.size**-0.25, k * self.size**-0.25
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+            return self.out(y.transpose(1, 2).flatten(2))
+
+    found = look(Model(Fused(scaled(1.0))))
+    assert (found.verdict, found.value) == ("healthy", pytest.approx(1))
+
+
 @pytest.mark.parametrize("weights", [True, False])
 def test_torch_s_own_attention(weights: bool) -> None:
     class Torch(nn.Module):
@@ -245,7 +257,7 @@ def test_torch_s_own_encoder(first: bool) -> None:
 
     found = look(Model(Torch()))
     assert (found.verdict, found.value) == ("healthy", pytest.approx(1))
-    assert "all 2 places" in found.measured
+    assert "2 times" in found.measured
 
 
 @pytest.mark.parametrize("kernel", ["reference", "fused"])

@@ -428,7 +428,8 @@ def test_an_overflow_that_stays() -> None:
     torch.manual_seed(0)
     found = look("half-precision", Around(Loud()))
     assert found.verdict == "sick", found
-    assert (found.where, found.value) == ("inner", math.inf)
+    assert found.where == "inner"
+    assert "inf or NaN in float16" in found.measured
 
 
 def test_one_that_mixes_dtypes_is_run_with_autocast() -> None:

@@ -75,7 +75,7 @@ def score_scale(patient: Patient) -> Finding:
     measured = f"scores are q k^T times {worst.factor:.3g}"
     details = {"value": worst.ratio, "limit": 1.0, "where": worst.where}
     if LOWEST <= worst.ratio <= HIGHEST:
-        measured = f"{measured} in all {len(seen)} places where attention is seen"
+        measured = f"{measured} wherever attention is seen ({len(seen)} times)"
         return healthy(measured, expected, value=worst.ratio, limit=1.0)
     if patient.expects("score_scale"):
         return healthy(f"{measured}, as declared", expected, value=worst.ratio, limit=1.0)
