@@ -26,8 +26,8 @@ from handmade.doctor.tracing import OPERATION, Alone, Change, Step, asked_alone,
 PRIMES = (31, 23, 19, 17, 13, 11, 7, 5, 3, 2)
 ROWS = 2
 
-LARGE = 3_000_000
-"""Weights from which on fewer places are asked about."""
+SMALL, LARGE = 300_000, 3_000_000
+"""Weights above which fewer places are asked about, and very few."""
 SEEN = 1e-5
 """A change of what is said, relative to the largest, from which on it counts."""
 
@@ -232,25 +232,28 @@ def past(patient: Patient) -> Finding:
     A model that sees its last token alone counts pairs of tokens, whatever else it is made of, and cannot become better
     than that.
 
-    The tokens at distances 1, 2, 3, 5, 8, ... (of a large model 1, 4, 13, ...) are changed one at a time. Where none
+    The tokens at all distances (of a large model at 1, 4, 13 and the first) are changed one at a time. Where none
     counts, modules that have parameters and never ran are named.
     """
     length = length_of(patient)
-    asked = (1, 4, 13) if patient.size > LARGE else (1, 2, 3, 5, 8, 13, 21)
-    distances = sorted({d for d in (*asked, length - 1) if 0 < d < length})
+    asked = (
+        (1, 4, 13) if patient.size > LARGE else (1, 2, 3, 5, 8, 13, 21) if patient.size > SMALL else range(1, length)
+    )
+    distances = sorted({d for d in (*asked, length - 1) if d < length})
     with patient.exposed():
         tokens = rows_of(patient, length)
         before = answers(patient, tokens)
-        effects = {
-            d: moved(before[-1], answers(patient, replaced(patient, tokens, length - 1 - d))[-1]) for d in distances
-        }
-        strongest = max(effects.values())
+
+        def effect(distance: int) -> float:
+            return moved(before[-1], answers(patient, replaced(patient, tokens, length - 1 - distance))[-1])
+
+        effects = {distance: effect(distance) for distance in distances}
+        reach, strongest = max((d for d, there in effects.items() if there > SEEN), default=0), max(effects.values())
         ahead = aside = 0.0
         if strongest <= SEEN:
             aside = row_mixing(patient, tokens)
             if patient.every_position:
                 ahead = moved(before[:-1], answers(patient, replaced(patient, tokens, length - 1))[:-1])
-    reach = max((d for d, effect in effects.items() if effect > SEEN), default=0)
     measured = f"tokens up to {reach} of {length - 1} positions back change what is said last, by up to {strongest:.2g}"
     meant = patient.expects("past")
     if reach and meant is False:
@@ -272,7 +275,7 @@ def past(patient: Patient) -> Finding:
         " mixes positions at all"
     )  # fmt: skip
     return sick(
-        f"no token {', '.join(map(str, distances))} positions back changes what is said last",
+        f"none of {len(distances)} tokens asked about, 1 to {length - 1} positions back, changes what is said last",
         "the past counts",
         f"{what}. Only the last token is seen, so it can learn no more than pairs of tokens",
         'call every block in forward; mask the future only, not the past; a bigram: expect={"past": False}',
