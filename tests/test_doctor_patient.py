@@ -439,7 +439,7 @@ class Everything(Core):
         self.register_buffer("table", torch.zeros(3), persistent=False)
         self.loose = torch.tensor([1.0, -0.0, float("nan")])
         self.listed = [torch.ones(2), [torch.zeros(2, requires_grad=True)]]
-        self.named = {"a": torch.ones(2), "n": 1}
+        self.named = {"a": torch.tensor([1.0, -0.0]), "n": 1}
         self.hidden = [nn.Linear(2, 2)]
         self.held = types.SimpleNamespace(tensor=torch.ones(2))
         self.own = Keeper(nn.Linear(2, 2))
@@ -461,7 +461,7 @@ def spoil(patient: Patient) -> doctor.Finding:
     model.v.half()
     model.head.weight.data = model.head.weight.data * 2
     with torch.no_grad():
-        model.loose[1], model.listed[0][0] = 0.0, 7
+        model.loose[1], model.listed[0][0], model.named["a"][1] = 0.0, 7, 0.0
         model.listed[1][0].fill_(3)
         model.place.weight.fill_(float("nan"))
         model.hidden[0].weight.zero_()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CONTEXT_NAMES = (
     "context", "block_size", "context_length", "context_size", "max_seq_len", "max_seq_length", "max_len", "seq_len",
-    "seq_length", "n_positions", "n_ctx", "max_position_embeddings", "max_length", "window",
+    "seq_length", "n_positions", "n_ctx", "max_position_embeddings",
 )  # fmt: skip
 VOCABULARY_NAMES = ("vocab_size", "n_vocab", "vocabulary_size", "padded_vocab_size", "vocab_len", "ntoken")
 CONFIG_NAMES = ("config", "cfg", "args", "hparams", "params")
@@ -72,7 +72,10 @@ def look_up(patient: Patient, names: tuple[str, ...]) -> int | None:
     for model in (patient.given.model, *patient.roots):
         for owner in (model, *(getattr(model, name, None) for name in CONFIG_NAMES)):
             for name in names:
-                value = owner.get(name) if isinstance(owner, dict) else getattr(owner, name, None)
+                try:
+                    value = owner.get(name) if isinstance(owner, dict) else getattr(owner, name, None)
+                except Exception:
+                    continue  # a property of theirs that fails
                 if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                     return value
     return None
@@ -94,7 +97,7 @@ def embeddings(patient: Patient) -> list[int]:
 def lengths(patient: Patient) -> list[int]:
     """How long a context may be, where nobody says: the sides of square tables (masks), the rows of embeddings and of
     tables of positions. The longest first."""
-    found = {int(weight.shape[0]) for weight in tables(patient)} - {patient.vocab_size}
+    found = {int(weight.shape[0]) for weight in tables(patient)}
     others = list(loose_tensors(patient.given.model).values())
     for module in patient.modules.values():
         others += [one for one in module._buffers.values() if one is not None]
@@ -279,7 +282,7 @@ def remembers(patient: Patient) -> bool:
 # The context
 
 
-def told(problem: Exception) -> str:
+def in_words(problem: Exception) -> str:
     """An error in a few words."""
     text = str(problem).strip().splitlines() or [""]
     return f"{type(problem).__name__}: {text[0][:70]}"
@@ -290,7 +293,7 @@ def works(patient: Patient, length: int) -> str | None:
     try:
         logits = patient.logits(patient.tokens(1, length))
     except Exception as problem:
-        return told(problem)
+        return in_words(problem)
     if patient.every_position and logits.shape[1] != length:
         return f"logits came for {logits.shape[1]} positions of {length}"
     return None
@@ -299,7 +302,10 @@ def works(patient: Patient, length: int) -> str | None:
 def find_context(patient: Patient) -> None:
     """Shorten the context to what the model can do, or find it where nobody stated it."""
     if patient.device.type != "cpu" and patient.stated_context is None:
-        return  # an index past a table's end takes a whole process on a GPU down
+        # An index past a table's end takes a whole process on a GPU down: nothing is tried.
+        known = [int(one.shape[0]) for one in tables(patient) if one.shape[0] != patient.vocab_size]
+        patient.context = min([patient.context, *known])
+        return
     if patient.stated_context is not None:
         if 2.0 * patient.size * patient.context > DEAR or works(patient, patient.context) is None:
             return

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from handmade.doctor.checks.base import Check, check
 from handmade.doctor.checks.company import row_mixing
 from handmade.doctor.findings import Finding, NotExamined, healthy, sick
-from handmade.doctor.meeting import DEAR, told, works
+from handmade.doctor.meeting import DEAR, in_words, works
 from handmade.doctor.patient import Patient
 from handmade.doctor.stirring import weights_of
 from handmade.doctor.tracing import OPERATION, Alone, Change, Step, asked_alone, reach_of
@@ -26,8 +26,8 @@ from handmade.doctor.tracing import OPERATION, Alone, Change, Step, asked_alone,
 PRIMES = (31, 23, 19, 17, 13, 11, 7, 5, 3, 2)
 ROWS = 2
 
-LARGE = 3_000_000
-"""Weights from which on fewer places are asked about."""
+SMALL, LARGE = 300_000, 3_000_000
+"""Weights above which fewer places are asked about, and very few."""
 SEEN = 1e-5
 """A change of what is said, relative to the largest, from which on it counts."""
 
@@ -232,25 +232,28 @@ def past(patient: Patient) -> Finding:
     A model that sees its last token alone counts pairs of tokens, whatever else it is made of, and cannot become better
     than that.
 
-    The tokens at distances 1, 2, 3, 5, 8, ... (of a large model 1, 4, 13, ...) are changed one at a time. Where none
+    The tokens at all distances (of a large model at 1, 4, 13 and the first) are changed one at a time. Where none
     counts, modules that have parameters and never ran are named.
     """
     length = length_of(patient)
-    asked = (1, 4, 13) if patient.size > LARGE else (1, 2, 3, 5, 8, 13, 21)
-    distances = sorted({d for d in (*asked, length - 1) if 0 < d < length})
+    asked = (
+        (1, 4, 13) if patient.size > LARGE else (1, 2, 3, 5, 8, 13, 21) if patient.size > SMALL else range(1, length)
+    )
+    distances = sorted({d for d in (*asked, length - 1) if d < length})
     with patient.exposed():
         tokens = rows_of(patient, length)
         before = answers(patient, tokens)
-        effects = {
-            d: moved(before[-1], answers(patient, replaced(patient, tokens, length - 1 - d))[-1]) for d in distances
-        }
-        strongest = max(effects.values())
+
+        def effect(distance: int) -> float:
+            return moved(before[-1], answers(patient, replaced(patient, tokens, length - 1 - distance))[-1])
+
+        effects = {distance: effect(distance) for distance in distances}
+        reach, strongest = max((d for d, there in effects.items() if there > SEEN), default=0), max(effects.values())
         ahead = aside = 0.0
         if strongest <= SEEN:
             aside = row_mixing(patient, tokens)
             if patient.every_position:
                 ahead = moved(before[:-1], answers(patient, replaced(patient, tokens, length - 1))[:-1])
-    reach = max((d for d, effect in effects.items() if effect > SEEN), default=0)
     measured = f"tokens up to {reach} of {length - 1} positions back change what is said last, by up to {strongest:.2g}"
     meant = patient.expects("past")
     if reach and meant is False:
@@ -272,7 +275,7 @@ def past(patient: Patient) -> Finding:
         " mixes positions at all"
     )  # fmt: skip
     return sick(
-        f"no token {', '.join(map(str, distances))} positions back changes what is said last",
+        f"none of {len(distances)} tokens asked about, 1 to {length - 1} positions back, changes what is said last",
         "the past counts",
         f"{what}. Only the last token is seen, so it can learn no more than pairs of tokens",
         'call every block in forward; mask the future only, not the past; a bigram: expect={"past": False}',
@@ -304,7 +307,7 @@ def never_run(patient: Patient) -> list[str]:
 
 # order
 
-GAIN = 4.0
+GAIN, FAIRLY = 4.0, 0.1
 CLEAR = 1e-2
 """A replacement that moves less is too near to rounding for a swap to be measured by, where attention may be sharp."""
 FAINT = 1e-4
@@ -375,31 +378,36 @@ def blind(patient: Patient) -> tuple[str, float] | None:
     length = length_of(patient, most=13 if patient.size > LARGE else 31)
     if length < 3:
         raise NotExamined("rows of two positions: one earlier token has no order")
+    tokens = rows_of(patient, length)
+    for pair in dict.fromkeys([(length - 3, length - 2), (length // 2 - 1, length // 2), (0, 1)]):
+        mixing = told(patient, tokens, pair)
+        if mixing is None:
+            continue
+        with patient.exposed():
+            if mixing.share <= TOLD_APART:
+                elsewhere = later_mixing(patient, tokens, pair) or placed(patient, tokens, pair)
+                return elsewhere or (mixing.where, mixing.share)
+            if mixing.inside is None and patient.every_position:  # nothing is seen of what happens in it
+                return mixing.where, said_alone(patient, length)
+            return mixing.where, mixing.share
+    return None
+
+
+def told(
+    patient: Patient, tokens: Tensor, pair: tuple[int, int], until: tuple[str, int] | None = None
+) -> Mixing | None:
+    """Where two tokens first reach the last position, and by how much they are told apart there. Where that is little,
+    it is measured again with matrices `GAIN` times as large: in a model without norms scores are small, and attention
+    is all but a mean, whatever positions there are."""
     with patient.exposed():
-        tokens = rows_of(patient, length)
-        for pair in dict.fromkeys([(length - 3, length - 2), (length // 2 - 1, length // 2), (0, 1)]):
-            mixing = first_mixing(patient, tokens, *pair)
-            if mixing is None:
-                continue
-            if mixing.share > TOLD_APART:
-                if mixing.inside is None and patient.every_position:  # nothing is seen of what happens in it
-                    return mixing.where, said_alone(patient, length)
-                return mixing.where, mixing.share
-            elsewhere = later_mixing(patient, tokens, pair) or placed(patient, tokens, pair)
-            if elsewhere is not None:
-                return elsewhere
-            break
-        else:
-            return None
-    return mixing.where, max(mixing.share, strongly(patient, tokens, pair, mixing))
-
-
-def strongly(patient: Patient, tokens: Tensor, pair: tuple[int, int], mixing: Mixing) -> float:
-    """The share of a swap at the same place with matrices drawn `GAIN` times as large: in a model without norms scores
-    are small, and attention is all but a mean, whatever positions there are. 0 where that shows nothing."""
+        found = first_mixing(patient, tokens, *pair, until)
+    if found is None or found.share > FAIRLY:
+        return found
     with patient.exposed(GAIN):
-        found = first_mixing(patient, tokens, *pair, until=mixing.inside, least=CLEAR)
-    return found.share if found is not None and found.inside == mixing.inside else 0.0
+        again = first_mixing(patient, tokens, *pair, until=found.inside, least=CLEAR)
+    if again is None or again.inside != found.inside:
+        return found
+    return replace(found, share=max(found.share, again.share))
 
 
 def placed(patient: Patient, tokens: Tensor, pair: tuple[int, int]) -> tuple[str, float] | None:
@@ -630,13 +638,9 @@ def is_dear(patient: Patient, length: int) -> bool:
 
 def mixing_of(patient: Patient) -> Mixing | None:
     """Where two tokens before the last first reach it, in a short row."""
-    with patient.exposed():
-        tokens = rows_of(patient, length_of(patient))
-        last = tokens.shape[1] - 1
-        found = first_mixing(patient, tokens, last - 2, last - 1) if last > 1 else None
-    if found is None or found.share > TOLD_APART:
-        return found
-    return replace(found, share=max(found.share, strongly(patient, tokens, (last - 2, last - 1), found)))
+    tokens = rows_of(patient, length_of(patient))
+    last = tokens.shape[1] - 1
+    return told(patient, tokens, (last - 2, last - 1)) if last > 1 else None
 
 
 def refused(patient: Patient, length: int, mixing: Mixing | None) -> str | None:
@@ -646,7 +650,7 @@ def refused(patient: Patient, length: int, mixing: Mixing | None) -> str | None:
     try:
         patient.trace(patient.tokens(patient.form.rows or 1, length), mixing.inside)
     except Exception as problem:
-        return told(problem)
+        return in_words(problem)
     return None
 
 
@@ -657,11 +661,9 @@ def closest(patient: Patient, context: int, inside: tuple[str, int]) -> tuple[fl
     tokens = rows_of(patient, length)
     found = []
     for pair in ((context - 1, context), (0, context)):
-        with patient.exposed():
-            mixing = first_mixing(patient, tokens, *pair, until=inside)
+        mixing = told(patient, tokens, pair, inside)
         if mixing is not None:
-            share = mixing.share if mixing.share > TOLD_APART else strongly(patient, tokens, pair, mixing)
-            found.append((max(share, mixing.share), pair))
+            found.append((mixing.share, pair))
     return min(found, default=(1.0, (context - 1, context)))
 
 
