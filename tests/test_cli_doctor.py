@@ -438,15 +438,17 @@ def test_every_kind_of_run_can_be_looked_at():
     from handmade.models import FAMILIES
 
     for family, (_, settings) in FAMILIES.items():
+        if family == "counting":
+            continue  # it is not trained
         sizes = {name: 11 for name in ("vocab_size", "source_vocab_size") if name in settings.annotations()}
         small = {"width": 16, "hidden": 16, "heads": 2, "layers": 2, "encoder_layers": 1, "decoder_layers": 1}
         small = {name: value for name, value in small.items() if name in settings.annotations()}
-        optimizer = None if family == "counting" else OptimizerConfig("muon", weight_decay=0.1, decay_embeddings=True)
+        optimizer = OptimizerConfig("muon", weight_decay=0.1, decay_embeddings=True)
         given = given_of_shape(family, settings(**sizes, **small), optimizer)
         report = examine(given, quick=True)
         # As it was published, the stream of a fixed window is not normed before its head.
         assert set(report.sick) <= ({"growth"} if family == "fixed-window" else set()), (family, report.findings)
-        held = {id(p) for one in given.optimizer or () for group in one.param_groups for p in group["params"]}
+        held = {id(p) for one in given.optimizer for group in one.param_groups for p in group["params"]}
         assert held == {id(p) for p in given.model.parameters()}
 
 

@@ -130,7 +130,7 @@ def opened(folder: Path, seed: int) -> tuple[Run, bool, list[str]]:
         return run.load(folder, "cpu"), True, notes
     parameters = planning.parameters_of(shape)
     what = ", ".join(f"{getattr(smaller, n)} of its {getattr(shape, n)} {n.replace('_', ' ')}" for n in depths(shape))
-    notes.append(f"{parameters / 1e6:,.0f} M parameters: examined with {what}, weights drawn anew; they show the same")
+    notes.append(f"{parameters / 1e6:,.0f} M parameters: examined with {what}, weights drawn anew")
     made: Any = FAMILIES[family][0]
     model = made(smaller, seeded(seed, "initialization"))
     return Run(folder, config, run.read_tokenizer(folder), model.eval()), False, notes

@@ -129,7 +129,7 @@ def of_thing(thing: Any, target: str, path: Path, asked: Asked, seed: int) -> tu
         del given
         call, build = fewer(call, layers, asked, namespace, path, target, seed)
         given = in_room(build, target, call)
-        notes = [*asked.notes, f"examined with {layers} of its {asked.depth} layers: they show the same, and sooner"]
+        notes = [*asked.notes, f"examined with {layers} of its {asked.depth} layers: they show the same, sooner"]
     if given.build is None and given.model is not None:
         given.build = lambda: given_from(build(), target).model
     if call.options:
