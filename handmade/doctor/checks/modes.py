@@ -130,7 +130,8 @@ def dropout(patient: Patient) -> Finding:
     if torch.equal(after, after_second):
         return seeded(paths_of(chance.draws) if chance.draws else "")
     switch(patient, training=True)
-    return in_training(patient, tokens, distance)
+    with patient.stirred():  # behind a projection that begins at zero, nothing is seen of what was dropped
+        return in_training(patient, tokens, distance)
 
 
 def of_a_function(patient: Patient, tokens: Tensor) -> Finding:
