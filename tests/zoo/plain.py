@@ -18,7 +18,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     "norm-over-time": ("future", "modes"),
     "norm-over-batch": ("batch", "modes"),
     "norm-over-all": ("future", "batch"),
-    "batch-norm": ("modes",),  # statistics of the batch in training, running ones in evaluation
+    "batch-norm": ("modes", "batch"),  # statistics of the batch in training, running ones in evaluation
 }
 
 

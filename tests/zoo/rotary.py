@@ -25,7 +25,7 @@ MISTAKES = {
 ALSO: dict[str, tuple[str, ...]] = {
     "view-for-transpose": ("order",),
     "attention-to-itself": ("order", "gradients"),  # one score in a row: queries and keys get no gradient
-    "blocks-never-called": ("order", "gradients"),
+    "blocks-never-called": ("order", "gradients", "dropout"),
     "norm-over-time": ("future",),
     "norm-over-batch": ("batch",),
     "blocks-in-a-list": ("gradients", "dropout", "modes"),  # eval() does not reach them

@@ -13,7 +13,7 @@ MISTAKES = {
     "scaled-in-training": "modes",
     "positions-not-returned": "order",
 }
-ALSO: dict[str, tuple[str, ...]] = {}
+ALSO: dict[str, tuple[str, ...]] = {"always-training": ("batch",)}  # each call drops others
 
 
 class Positions(nn.Module):

@@ -19,7 +19,7 @@ MISTAKES = {
     "lecture-checkpoint-weights-alone": "checkpoint",
     "lecture-checkpoint-no-generator": "checkpoint",
 }
-ALSO: dict[str, tuple[str, ...]] = {}
+ALSO: dict[str, tuple[str, ...]] = {"lecture-zeroed-before-step": ("accumulation",)}
 
 
 class Block(nn.Module):

@@ -17,7 +17,7 @@ MISTAKES = {
 }
 ALSO: dict[str, tuple[str, ...]] = {
     "norm-over-time": ("norm-axis", "gradients", "modes"),  # written into forward, it is no module
-    "blocks-never-called": ("order", "gradients"),
+    "blocks-never-called": ("order", "gradients", "dropout"),
     "dropout-in-evaluation": ("modes",),
 }
 
