@@ -142,6 +142,18 @@ def test_what_is_drawn_from_is_seen(draw: Any) -> None:
     assert torch.allclose(shares, model(row)[0, -1].double().softmax(-1), atol=1e-6)
 
 
+def test_a_place_is_not_taken_for_a_token() -> None:
+    """The likeliest token is token 0, so it is at place 0 of the sorted list too."""
+    model = Table()
+    with torch.no_grad():
+        model.first[:, 0] += 4
+    patient = doctor.Patient(doctor.Given(model=model, generate=generator_of(model, in_order)))
+    for _ in range(10):
+        row = patient.tokens(1, 4)
+        shares, _ = Sampler(patient).distribution(row[0])
+        assert torch.allclose(shares, model(row)[0, -1].double().softmax(-1), atol=1e-6)
+
+
 def test_draws_that_cannot_be_seen_are_counted() -> None:
     model = Table()
     patient = doctor.Patient(doctor.Given(model=model, generate=generator_of(model, gumbel)))

@@ -134,6 +134,12 @@ class Sampler:
             raise NotExamined(f"generate gives {found.shape[1]} tokens for {length} and {count} new ones")
         return found.to(tokens.device)
 
+    def any_tokens(self, rows: int, device: torch.device) -> Tensor:
+        """Tokens to force, different ones: that a place in a sorted list is the token of this number may happen once,
+        and not every time. Shapes: -> (rows, 1)."""
+        drawn = torch.randperm(self.vocab_size, generator=self.patient.generator).repeat(rows)[:rows]
+        return drawn[:, None].to(device)
+
     def trace(self, tokens: Tensor, forced: Tensor, **wanted: Any) -> Tensor | None:
         """What each of the forced tokens would have been drawn from: (B, count, V), float64; None where that is not
         seen. Shapes: tokens (B, T), forced (B, count)."""
@@ -163,7 +169,7 @@ class Sampler:
     def distribution(self, row: Tensor, most: int = MOST_DRAWN, **wanted: Any) -> tuple[Tensor, int]:
         """What the next token of a row is drawn from, (V,) float64, and of how many draws: 0 where it was seen and not
         counted, else `most`. Shapes: row (T,)."""
-        seen = self.trace(row[None], torch.zeros(1, 1, dtype=torch.int64, device=row.device), **wanted)
+        seen = self.trace(row.expand(4, -1), self.any_tokens(4, row.device), **wanted)
         if seen is not None:
             return seen[0, 0], 0
         sorted_ = self._by_place(row, wanted)

@@ -89,8 +89,7 @@ def against(patient: Patient, sampler: Sampler, tokens: Tensor, wanted: Tensor) 
     tolerance = half(patient)
     cache = {"use_cache": False} if "use_cache" in sampler.roles else {}
     with patient.mode(training=False):
-        choice = torch.zeros(len(tokens), 1, dtype=torch.int64, device=tokens.device)
-        seen = sampler.trace(tokens, choice, **cache)
+        seen = sampler.trace(tokens, sampler.any_tokens(len(tokens), tokens.device), **cache)
         if seen is not None:
             return max(disorder(a, b, tolerance) for a, b in zip(wanted, seen[:, 0], strict=True)), ""
         options = sampler.greedily() or ({} if repeats(sampler, tokens) else None)
