@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 INTERNAL = ("_parameters", "_buffers", "_modules")
+MOST = 1000
+"""Entries of a list or mapping that are looked at: more are data."""
 
 
 def inside(value: Any, name: str = "", depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """(path, thing) for every tensor and module in a value: itself, or in lists, tuples and mappings inside it."""
+    """(path, thing) for every tensor and module in a value: itself, or in lists, tuples, mappings and objects of a
+    person's own classes inside it (a layer that forgot to be an nn.Module)."""
     if isinstance(value, (Tensor, nn.Module)):
         yield name, value
     elif depth and isinstance(value, (list, tuple)):
-        for index, one in enumerate(value):
+        for index, one in enumerate(value[:MOST]):
             yield from inside(one, f"{name}[{index}]", depth - 1)
     elif depth and isinstance(value, Mapping) and not isinstance(value, nn.Module):
-        for key, one in value.items():
+        for key, one in islice(value.items(), MOST):
             yield from inside(one, f"{name}[{key!r}]", depth - 1)
+    elif depth and own_object(value):
+        for key, one in vars(value).items():
+            yield from inside(one, join(name, key), depth - 1)
+
+
+NOT_OWN = {"torch", "numpy", "transformers", "tokenizers", "builtins"} | set(sys.stdlib_module_names)
+
+
+def own_object(value: Any) -> bool:
+    """Whether it is an instance of a class that somebody wrote, with attributes."""
+    made = type(value)
+    return (
+        hasattr(value, "__dict__") and not isinstance(value, type) and made.__module__.partition(".")[0] not in NOT_OWN
+    )
 
 
 def attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,7 @@ MISTAKES = {
     "causal-in-training-only": "modes",
 }
 ALSO: dict[str, tuple[str, ...]] = {
+    "causal-in-evaluation-only": ("future",),
     "causal-in-training-only": ("future",),
 }
 

@@ -10,7 +10,9 @@ MISTAKES = {
     "ids-mask-forgotten": "padding-mask",
     "first-rows-see-nothing": "masked-row",
 }
-ALSO: dict[str, tuple[str, ...]] = {}
+ALSO: dict[str, tuple[str, ...]] = {
+    "ids-mask-inverted": ("past",),
+}
 
 POEM = """tyger tyger burning bright
 in the forests of the night

@@ -14,7 +14,7 @@ MISTAKES = {
     "head-by-data": "tied",
 }
 ALSO: dict[str, tuple[str, ...]] = {
-    "batch-norm": ("norm-axis",),
+    "batch-norm": ("batch", "norm-axis"),
 }
 
 

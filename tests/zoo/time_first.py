@@ -10,7 +10,9 @@ MISTAKES = {
     "always-training": "dropout",
     "scaled-in-training": "modes",
 }
-ALSO: dict[str, tuple[str, ...]] = {}
+ALSO: dict[str, tuple[str, ...]] = {
+    "always-training": ("batch",),
+}
 
 
 class Positions(nn.Module):
