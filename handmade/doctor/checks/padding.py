@@ -217,7 +217,8 @@ def padding_mask(patient: Patient) -> Finding:
             worst = (seen, hidden, left)
     assert worst is not None
     seen, known, left = worst
-    free = real_influence(padded, tokens, torch.ones_like(tokens, dtype=torch.bool), True)
+    plain = Padded(patient, None)
+    free = real_influence(plain, tokens, torch.ones_like(tokens, dtype=torch.bool), True)
     return verdict(seen, known, free, str(patient.given.attention_mask), "left" if left else "right")
 
 
@@ -225,7 +226,7 @@ def verdict(seen: float, known: float, free: float, name: str, where: str) -> Fi
     """`seen`: how far padding moves real positions. `known`: how far a real token moves later ones beside padding, and
     `free`: without padding."""
     numbers: dict[str, Any] = {"value": seen, "limit": SEEN}
-    hides = known <= SEEN < free
+    hides = known <= SEEN and (seen > SEEN or free > SEEN)
     if seen <= SEEN and not hides:
         return healthy(f"what stands in padding on the {where} moves real logits by {seen:.2g} of the largest", "0",
                        **numbers)  # fmt: skip
@@ -295,7 +296,7 @@ def by_ids(padded: Padded) -> Finding:
         seen[name] = moved_inputs(patient, list(embeddings.values()), padding, filled, real)
         known[name] = real_influence(padded, filled, real, name == "left")
     free = real_influence(padded, tokens, torch.ones_like(tokens, dtype=torch.bool), True)
-    hides = known["left"] <= SEEN < free
+    hides = known["left"] <= SEEN and free > SEEN
     must = hides or not causal or "left" in padding_sides(patient)
     if must:
         name = "right" if not causal and seen["right"] > seen["left"] else "left"

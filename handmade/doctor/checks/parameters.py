@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from handmade.doctor.anatomy import every_parameter
 from handmade.doctor.chance import paths_of, places
 from handmade.doctor.checks.base import Check, check
 from handmade.doctor.checks.registered import declared, unregistered
@@ -18,10 +20,11 @@ from handmade.doctor.patient import Patient
 from handmade.doctor.roles import some, stir, takes_part
 from handmade.doctor.tables import is_counted, table
 
-ATTEMPTS = 6
-"""Batches that are tried before a parameter is said to get none: an expert, a bucket or a layer may be left out of one
-by chance. What is never used is so after any number; in a mixture of 8 experts with 2 for each of 32 tokens, one that
-is left out of a batch by chance (3e-4 at equal odds) is not left out of six."""
+ATTEMPTS, AS_THEY_ARE, PATIENCE = 12, 2, 4
+"""Batches that are tried at most before a parameter is said to get no gradient; those of them for which the weights
+stay as they are; and how many may bring nothing new. After the first, matrices are drawn anew: a router chooses other
+experts, a saturated or dead unit comes back, but what is never called is not called. One of 12 experts that are chosen
+by the token alone is left out of a batch with a chance of 1/4."""
 
 
 @check(
@@ -47,9 +50,10 @@ def gradients(patient: Patient) -> Finding:
 
     Weights that begin at exactly zero are first moved a little, since what stands before them gets a gradient of
     exactly zero until they have moved. A tensor counts as a whole: tokens and positions that do not occur in a batch
-    are no fault. A parameter without a gradient is one of: never called, not used, cut off (`detach()`, `no_grad`,
-    `.data`, `.item()`, argmax), multiplied by zero; a hook on every module tells which run. Parameters with
-    `requires_grad=False` are asked about, unless they are constant tables (sines, masks).
+    are no fault, nor is an expert that a router does not choose: after two batches all weights are drawn anew. What
+    gets no gradient is never called, not used, cut off (`detach()`, `no_grad`, `.data`, `.item()`, argmax) or
+    multiplied by zero; a hook on every module tells which run. Parameters with `requires_grad=False` are asked about,
+    unless they are constant tables (sines, masks).
     """
     module = patient.module
     all_of = {path: one for path, one in module.named_parameters() if one.numel() and not is_counted(one)}
@@ -95,36 +99,55 @@ def without_gradient(patient: Patient, parameters: Mapping[str, Tensor]) -> tupl
     """The parameters that no batch gives a gradient to, and the modules that ran. Raises NotExamined where the logits
     are not finite, and what backward raises."""
     stir(patient)
-    missing, ran = list(parameters), set[str]()
+    missing, ran, last = list(parameters), set[str](), 0
     for attempt in range(ATTEMPTS):
         torch.manual_seed(attempt)
         for one in parameters.values():
             one.grad = None
-        with patient.mode(training=True), places(patient.modules, [], ran):
-            loss = loss_of(patient, some(patient))
-        if loss is None:
-            break
-        loss.backward()
+        with redrawn(patient) if attempt >= AS_THEY_ARE else contextlib.nullcontext():
+            with patient.mode(training=True), places(patient.modules, [], ran):
+                loss = loss_of(patient, some(patient), finite=attempt < AS_THEY_ARE)
+            if loss is not None:
+                loss.backward()
         for path in list(missing):
             gradient = parameters[path].grad
             if gradient is not None and bool((dense(gradient) != 0).any()):
                 missing.remove(path)
-        if not missing:
+                last = attempt
+        if not missing or attempt - max(last, AS_THEY_ARE - 1) >= PATIENCE:
             break
     return missing, ran
+
+
+@contextlib.contextmanager
+def redrawn(patient: Patient) -> Iterator[None]:
+    """Inside, matrices are random, of the size that they were, and vectors are moved by as much as they are large."""
+    kept = [(one, one.detach().clone()) for one in every_parameter(patient.model).values() if not is_counted(one)]
+    for one, before in kept:
+        size = float(before.abs().float().square().mean().sqrt().clamp_min(1e-6)) if one.numel() else 0.0
+        noise = (torch.randn(one.shape, generator=patient.generator) * size).to(one)
+        one.data.copy_(noise if one.dim() >= 2 and table(before) is None else before + noise)
+    try:
+        yield
+    finally:
+        for one, before in kept:
+            one.data.copy_(before)
 
 
 def dense(gradient: Tensor) -> Tensor:
     return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
-def loss_of(patient: Patient, tokens: Tensor) -> Tensor | None:
+def loss_of(patient: Patient, tokens: Tensor, finite: bool) -> Tensor | None:
     """The cross-entropy with random targets; or, of a forward that detaches its logits, the loss that it returns.
-    None where nothing that comes back has a gradient."""
+    None where nothing that comes back has a gradient. Raises NotExamined for logits that are not finite, if they have
+    to be."""
     returned = patient.call(tokens)
     logits = patient.read(returned, tokens.shape)
     if not logits.isfinite().all():
-        raise NotExamined("its logits are not finite")
+        if finite:
+            raise NotExamined("its logits are not finite")
+        return None
     if logits.requires_grad:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         logits = logits.clamp_min(1e-30).log() if patient.form.kind == "probabilities" else logits

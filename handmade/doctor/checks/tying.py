@@ -29,9 +29,10 @@ import torch
 from torch import nn
 embedding, head = nn.Embedding(10, 4), nn.Linear(4, 10, bias=False)
 head.weight = nn.Parameter(embedding.weight.clone())      # a copy: equal today
-optimizer = torch.optim.SGD([*embedding.parameters(), *head.parameters()], lr=0.1)
 head(embedding(torch.arange(10))).square().mean().backward()
-optimizer.step()
+with torch.no_grad():
+    for weight in (embedding.weight, head.weight):
+        weight -= 0.1 * weight.grad                       # one step of gradient descent
 print((head.weight - embedding.weight).abs().max())       # they have parted
 head.weight = embedding.weight                            # one tensor: tied for good
 print(head.weight is embedding.weight)
@@ -179,6 +180,7 @@ def lost_in_copy(patient: Patient, module: nn.Module, role: Role) -> str | None:
     original = patient.given.model
     patient.given.model = twin
     try:
+        nn.Module.train(twin, False)  # the patient's own modes are those of the first
         if not reads_and_writes(patient, twin, role):
             return "deep copy"
         twin.load_state_dict({name: value.clone() for name, value in module.state_dict().items()})
