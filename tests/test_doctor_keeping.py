@@ -359,6 +359,13 @@ def test_an_optimizer_without_a_state_need_not_be_saved() -> None:
     assert "only weights were seen" in finding.measured
 
 
+@pytest.mark.parametrize(("without", "verdict"), [("", "healthy"), ("order", "sick")])
+def test_the_order_of_the_data_is_looked_at_where_no_step_can_be_taken(without: str, verdict: str) -> None:
+    session = Session(without)
+    given = {"save": session.save, "load": session.load, "batches": lambda: (session.batch(),) * 2}
+    assert found("checkpoint", session.model, **given).verdict == verdict
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_another_model_that_load_returns_is_looked_at(whole: bool) -> None:
     model = Model()

@@ -337,6 +337,35 @@ def test_a_loss_inside_a_train_step_is_seen_too(take: bool) -> None:
     assert (finding.verdict, finding.value, finding.where) == ("sick", 2, "train_step")
 
 
+@pytest.mark.parametrize(("in_data", "verdict"), [(0, "healthy"), (1, "sick")])
+def test_a_model_with_dropout_and_a_loss_of_its_own_is_seen_inside_a_train_step(in_data: int, verdict: str) -> None:
+    model, text = Tied(), rows()
+    model.rnn = nn.GRU(16, 16, num_layers=2, dropout=0.5, batch_first=True)
+
+    def step() -> None:
+        model.train()
+        model(text[:, :10], labels=text[:, in_data : 10 + in_data]).loss.backward()
+
+    finding = found("targets", model, train_step=step)
+    assert (finding.verdict, finding.where) == (verdict, "train_step")
+
+
+def test_a_mask_may_be_made_from_the_inputs() -> None:
+    model = Model()
+
+    def step(batch: tuple[Tensor, Tensor]) -> None:
+        x, y = batch
+        scored = x != 0
+        ((each(model(x), y) * scored).sum() / scored.sum()).backward()
+
+    text = rows()
+    text[:, 7:] = 0
+    batches = [(text[:, :-1], text[:, 1:])]
+    for name in ("loss-padding", "loss-mean"):
+        finding = found(name, model, train_step=step, batches=batches, padding=0)
+        assert finding.verdict == "healthy", finding
+
+
 def test_targets_can_be_chosen_for_a_train_step_that_takes_a_batch() -> None:
     model = Model()
     squashed = stepper(model, lambda z, y: entropy(z.softmax(-1), y), take=True)
