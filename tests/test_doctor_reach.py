@@ -132,10 +132,8 @@ def test_a_library_is_left_alone() -> None:
 def test_a_batch_is_cut_whatever_holds_it() -> None:
     x, y = torch.arange(12).view(4, 3), torch.arange(12).view(4, 3) + 1
     assert [len(one) for one in cut_rows((x, y), 2)] == [2, 2]
-    assert {name: len(one) for name, one in cut_rows({"inputs": x, "targets": y}, 2).items()} == {
-        "inputs": 2,
-        "targets": 2,
-    }
+    halves = cut_rows({"inputs": x, "targets": y}, 2)
+    assert {name: len(one) for name, one in halves.items()} == {"inputs": 2, "targets": 2}
     inputs, targets = cut_rows((x.T, y.T.reshape(-1)), 2, 1)  # time first, targets flat
     assert inputs.shape == (3, 2)
     assert torch.equal(targets, y[:2].T.reshape(-1))
