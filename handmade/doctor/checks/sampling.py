@@ -142,7 +142,7 @@ def mode_left(patient: Patient, sampler: Sampler) -> Finding | None:
                 "model.eval() before sampling, and afterwards model.train(was_training)",
                 **details,
             )
-        if False:
+        if before != after:
             return sick(
                 f"generate leaves the model in {names[not training]} mode; before, it was in {names[training]} mode",
                 "the mode in which it was",
