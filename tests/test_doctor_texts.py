@@ -69,6 +69,22 @@ def test_shared_stretches_are_those_that_sets_share(block: int, monkeypatch: pyt
     assert found.longest == 400
 
 
+def test_what_is_natural_is_what_sets_find() -> None:
+    refrain = "\nAnd round and round and round it goes, nobody knows.\n"
+    train = "".join(prose(i, 2) + (refrain if i == 0 or i > 45 else "") for i in range(60))
+    held = prose(99, 25)
+    found = overlap.stretches(material(train, "train"), material(held, "held"))
+    assert found is not None
+    size, n = len(held), found.length
+    shares = []
+    for begin in np.linspace(0, len(train) - size, overlap.CHUNKS).astype(int):
+        inside = [train[i : i + n] for i in range(begin, min(begin + size, len(train) - n + 1))]
+        rest = {train[i : i + n] for i in range(len(train) - n + 1) if i < begin - n or i >= begin + size + n}
+        shares.append(sum(one in rest for one in inside) / len(inside))
+    assert found.natural == pytest.approx(max(shares))
+    assert 0.01 < found.natural < 0.9
+
+
 def test_rows_do_not_run_into_each_other() -> None:
     train, held = ["ab" * 40, "cd" * 40], ["ab" * 20 + "cd" * 20]
     given = material(train, "train")
