@@ -79,7 +79,7 @@ def targets(patient: Patient) -> Finding:
             except Exception as problem:
                 reasons.append(f"{route.name} failed: {type(problem).__name__}")
     if not found and places:
-        found.append(drawn(places, "; ".join(reasons)))
+        found.append(drawn(places))
     if not found:
         raise NotExamined("; ".join(reasons))
     return worst_first(found)[0]
@@ -144,7 +144,7 @@ def asked(sizes: Sizes, route: Route, places: dict[int, float]) -> Finding:
     return said_of(route.name, best, places, f"loss {losses[best]:.2f}, next token {losses[1]:.2f}")
 
 
-def drawn(places: dict[int, float], why: str) -> Finding:
+def drawn(places: dict[int, float]) -> Finding:
     """The same where there are only batches."""
     best = max(places, key=lambda shift: places[shift])
     if places[best] < AGREE:
@@ -163,13 +163,17 @@ def drawn(places: dict[int, float], why: str) -> Finding:
             value=0.0,
             limit=1.0,
         )
-    return said_of("the batches", best, places, f"no loss was seen: {why}"[:60])
+    return said_of("a batch", best, places, "no loss was seen")
 
 
 def said_of(where: str, shift: int, places: dict[int, float], note: str) -> Finding:
     """The verdict for a shift."""
     words = {1: "the next token", 0: "the token just read"}.get(shift)
-    words = words or (f"the token {shift} places on" if shift > 0 else f"the token {-shift} places back")
+    words = words or (
+        f"the token {shift} places on"
+        if shift > 0
+        else f"the token {-shift} {'place' if shift == -1 else 'places'} back"
+    )
     data = max(places, key=lambda one: places[one]) if len(places) > 1 else None
     inside = f"; data shifted by {data}" if data is not None and places[data] >= AGREE else ""
     measured = f"{where} asks for {words} ({note}{inside})"
