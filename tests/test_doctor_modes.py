@@ -210,10 +210,29 @@ def test_a_layer_that_never_runs_beside_one_that_does() -> None:
     ],
 )
 def test_twice_in_a_row(between, verdict: str) -> None:
-    model = Model(Of(between, a=nn.Dropout(P), b=nn.Dropout(P), line=nn.Linear(C, C)))
+    things = {"a": nn.Dropout(P), "b": nn.Dropout(P), "line": nn.Linear(C, C)}
+    model = Model(Of(between, **things))
     one = found(model, "dropout")
     assert one.verdict == verdict, one
     assert verdict == "healthy" or (one.where, "middle.a" in one.measured) == ("middle.b", True)
+
+
+def test_a_block_that_never_runs_is_not_blamed_on_dropout() -> None:
+    class Between(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.blocks, self.last = nn.Dropout(P), nn.ModuleList([nn.Linear(C, C)]), nn.Dropout(P)
+
+        def forward(self, tokens):
+            return self.head(self.last(self.first(self.embedding(tokens))))
+
+    model = Between()
+    assert found(model, "dropout").verdict == "healthy"
+    assert found(model, "gradients").where == "blocks"
+    del model.blocks
+    assert found(model, "dropout").verdict == "sick"
+    stated = Model(Of(lambda self, x: x, block=Of(lambda self, x: x, dropout=P)))
+    assert found(stated, "dropout").verdict == "healthy"  # what never runs has no dropout to miss
 
 
 def test_seeds_inside_forward() -> None:

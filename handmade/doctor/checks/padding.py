@@ -17,6 +17,9 @@ from handmade.doctor.patient import Patient
 from handmade.doctor.roles import moved_inputs, roles
 
 SEEN = 1e-5
+"""What moves a logit by more than this part of the largest is seen. Ten seeds, widths 16 to 256, 1 to 6 layers, 11 and
+500 tokens, three types: healthy 0 (80 models), since a weight that is 0 hides all; a mask that is ignored 5e-3 to 1.0.
+A real token moves later ones by 5e-3 and more; behind an inverted mask by 0."""
 LENGTH = 8
 """Positions of the rows that are looked at."""
 
