@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.doctor_grid import Grid, zoo
+from benchmarks.doctor_grid import Grid, of_files, zoo
 from benchmarks.record import RESULTS, save, spread
 from handmade import doctor
 from handmade.doctor import checks
@@ -159,9 +159,8 @@ def figures(grid: Grid) -> dict[str, Any]:
 def main(quick: bool = False) -> None:
     """`quick`: one cell of each, to try the benchmark itself."""
     began = time.perf_counter()
-    grid = Grid()
-    files = zoo.files()
-    grid.run(files, quick, lambda name: print(f"{name:20} {time.perf_counter() - began:7.0f} s", flush=True))
+    seconds = lambda name: print(f"{name:20} {time.perf_counter() - began:7.0f} s", flush=True)  # noqa: E731
+    grid = of_files(zoo.files(), quick, seconds)
     found = {**figures(grid), "strangers": strangers(), "large": large()}
     found["seconds"] = round(time.perf_counter() - began)
     text = table(found)

@@ -7,10 +7,13 @@ first one by all; a healthy patient in every cell by all.
 from __future__ import annotations
 
 import inspect
+import multiprocessing
+import os
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -205,11 +208,35 @@ class Grid:
             self.others += [f"{name}: {other}" for other in report.sick + report.suspicious if other not in allowed]
         return report
 
-    def run(self, paths: Iterable[Path], quick: bool = False, say: Callable[[str], None] = lambda line: None) -> None:
-        """Files of the zoo, every healthy patient and every twin in all its cells."""
-        for path in paths:
-            known = [mistake for mistake, check in zoo.load(path).MISTAKES.items() if check in self.checks]
-            for mistake in (None, *known):
-                for number, cell in enumerate(cells(mistake is not None, quick)):
-                    self.examine(path, mistake, cell, every=mistake is None or number == 0)
+    def add(self, other: Grid) -> None:
+        """What another grid, of other files, has seen."""
+        for known, more in [(self, other), *((self.tallies[name], other.tallies[name]) for name in self.checks)]:
+            for one in fields(known):
+                if one.name not in ("checks", "patients"):
+                    setattr(known, one.name, getattr(known, one.name) + getattr(more, one.name))
+        for name, count in other.patients.items():
+            self.patients[name] += count
+
+    def run(self, path: Path, quick: bool = False) -> Grid:
+        """A file of the zoo, its healthy patient and every twin in all its cells."""
+        known = [mistake for mistake, check in zoo.load(path).MISTAKES.items() if check in self.checks]
+        for mistake in (None, *known):
+            for number, cell in enumerate(cells(mistake is not None, quick)):
+                self.examine(path, mistake, cell, every=mistake is None or number == 0)
+        return self
+
+
+def of_file(path: Path, quick: bool = False) -> Grid:
+    """The grid of one file, on one thread."""
+    torch.set_num_threads(1)
+    return Grid().run(path, quick)
+
+
+def of_files(paths: Sequence[Path], quick: bool = False, say: Callable[[str], None] = lambda line: None) -> Grid:
+    """The grid of many files, a process on each core."""
+    every = Grid()
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        for path, grid in zip(paths, pool.map(of_file, paths, [quick] * len(paths)), strict=True):
+            every.add(grid)
             say(path.stem)
+    return every

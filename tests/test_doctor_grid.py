@@ -19,7 +19,7 @@ from benchmarks.doctor_grid import Cell, Grid, cells, make
 @pytest.mark.parametrize("path", zoo.files(), ids=lambda path: path.stem)
 def test_every_cell_of_the_zoo(path: Path) -> None:
     grid = Grid()
-    grid.run([path])
+    grid.run(path)
     found = report.figures(grid)
     assert grid.patients["healthy"] > 1
     assert not found["missed"]
@@ -91,11 +91,9 @@ def test_the_grid_sees_what_is_found_and_what_is_missed(patient: Path, monkeypat
     for name, value in few.items():
         monkeypatch.setattr(doctor_grid, name, value)
     grid = Grid(("batch",))
-    lines: list[str] = []
-    grid.run([patient], say=lines.append)
+    grid.run(patient)
     found = report.figures(grid)
     batch = found["checks"]["batch"]
-    assert lines == ["patient"]
     assert batch["found"] == sum(make(patient, "mixed", cell) is not None for cell in cells(True))
     assert len(found["missed"]) == batch["found"] == 4
     assert all(line.startswith("batch: patient harmless (") for line in found["missed"])
@@ -104,6 +102,21 @@ def test_the_grid_sees_what_is_found_and_what_is_missed(patient: Path, monkeypat
     assert batch["specificity"] == 1.0
     assert not batch["false_alarms"]
     assert batch["value_in_healthy"]["max"] < batch["limit"]["min"] < batch["value_in_sick"]["max"]
+
+
+def test_grids_of_two_files_add_up(patient: Path) -> None:
+    one, other, both = Grid(("batch",)), Grid(("batch",)), Grid(("batch",))
+    one.examine(patient, "mixed", Cell(), every=True)
+    other.examine(patient, None, Cell(), every=True)
+    both.examine(patient, "mixed", Cell(), every=True)
+    both.examine(patient, None, Cell(), every=True)
+    one.add(other)
+    one.tallies["batch"].seconds, both.tallies["batch"].seconds = [], []
+    assert one == both
+    assert one.tallies == both.tallies
+    assert one.patients == {"healthy": 1, "sick": 1, "cannot be called": 0}
+    assert one.tallies["batch"].healthy_values
+    assert one.tallies["batch"].sick_values
 
 
 def test_the_grid_sees_a_false_alarm(patient: Path) -> None:
@@ -119,7 +132,7 @@ def test_the_grid_sees_a_false_alarm(patient: Path) -> None:
 
 def test_the_table_says_it_all(patient: Path) -> None:
     grid = Grid(("batch",))
-    grid.run([patient], quick=True)
+    grid.run(patient, quick=True)
     spread = {"median": 1.0, "min": 1.0, "max": 1.0}
     large = {"parameters": 10_000_000, "threads": 2, "seconds": spread, "seconds_of_the_quick_look": spread}
     known = {"known": {"sick": ["future: 3"], "suspicious": [], "seconds": 0.1}, "absent": {"not_installed": "it"}}
