@@ -53,13 +53,14 @@ def table(report: Report, width: int, everything: bool = False, plain: bool = Fa
     parts: list[RenderableType] = [headline(report)]
     parts += [Padding(Text(note, style="dim"), (0, 0, 0, 2)) for note in report.notes]
     names = max([len(one.check) for one in rows], default=0)
+    word = max([len(word) for one in rows for word in one.expected.split()], default=0)
     if rows:
         parts.append(Text())
     if rows and width >= WIDE:
         titles = [Text(title, style="dim") for title in ("", "check", "measured", "expected", "what to do")]
-        parts.append(line_of(width, names, *titles))
+        parts.append(line_of(width, names, word, *titles))
     for finding in rows:
-        parts += wide(finding, width, names, plain) if width >= WIDE else narrow(finding, width, plain)
+        parts += wide(finding, width, names, word, plain) if width >= WIDE else narrow(finding, width, plain)
     folded = [*report.of("not examined"), *([] if everything else report.of("healthy"))]
     if folded:
         parts.append(Text())
@@ -80,20 +81,21 @@ def headline(report: Report) -> Text:
     return line.append(f" ({report.seconds:.1f} s)", style="not bold dim")
 
 
-def wide(finding: Finding, width: int, names: int, plain: bool) -> list[RenderableType]:
+def wide(finding: Finding, width: int, names: int, word: int, plain: bool) -> list[RenderableType]:
     """A finding in columns, and why it matters below."""
     cells = [sign(finding.verdict, plain), Text(finding.check, style=SIGNS[finding.verdict][1])]
     cells += [Text(measured(finding)), Text(finding.expected), Text(advice(finding))]
-    rows: list[RenderableType] = [line_of(width, names, *cells)]
+    rows: list[RenderableType] = [line_of(width, names, word, *cells)]
     if why(finding):
         rows.append(Padding(Text(why(finding), style="dim"), (0, 0, 0, names + 5)))
     return rows
 
 
-def line_of(width: int, names: int, *cells: Text) -> Table:
-    """Cells in the columns that all findings have in common."""
+def line_of(width: int, names: int, word: int, *cells: Text) -> Table:
+    """Cells in the columns that all findings have in common. `word`: letters of the longest one that is expected, which
+    is not to be cut."""
     left = width - 2 - names - 2 - 4
-    expected = min(30, max(10, left // 5))
+    expected = min(30, max(10, left // 5, word))
     first = (left - expected) * 11 // 20
     row = Table.grid(padding=(0, 2, 0, 0))
     for size in (1, names, first, expected, left - first - expected):
