@@ -194,7 +194,7 @@ def cached_generation(patient: Patient) -> Finding:
 # The temperature
 
 # Half the sum of differences to softmax(logits / t), over 24 models of width 16 to 256, 1 to 6 layers and 11 to 500
-# tokens. Probabilities that are seen: float32 up to 6e-7, float64 2e-16, bfloat16 0.001; twins with a mistake 0.18 to
+# tokens. Probabilities that are seen: float32 up to 2e-6, float64 2e-16, bfloat16 0.001; twins with a mistake 0.18 to
 # 0.84. Draws that are counted, 1,500 of them: up to 0.03 more than chance.
 APART = {False: 1e-3, True: 0.05}
 DRAWN_APART = 0.08
