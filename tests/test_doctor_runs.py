@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import handmade
-from handmade import jobs, machine
+from handmade import doctor, jobs, machine
 from handmade.doctor import run_training, runs, targets
 from handmade.doctor.given import Given
 from handmade.doctor.patient import Patient
@@ -77,6 +77,14 @@ def test_a_run_of_every_kind_can_be_examined(trained, name):
         assert float(loss) == pytest.approx(float(F.cross_entropy(patient.logits(inputs).mT, targets_)), rel=1e-5)
         target.given.train_step(*([] if name == "pairs" else [itertools.repeat((inputs, targets_))]))
         assert target.given.evaluate() > 0
+
+
+def test_the_past_of_a_model_that_counts_is_measured_on_what_it_counted(trained):
+    things = given(trained / "counting")
+    assert "past" not in things.expect
+    past = doctor.examine(things, only=["past"])["past"]
+    assert past.verdict == "healthy"
+    assert "tokens up to 3 of" in past.measured  # a 5-gram: the last token, and three before it
 
 
 def test_the_weights_are_those_of_the_run(trained):
