@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from handmade.doctor.checks import (
     company,
+    ends,
     groups,
     half,
     keeping,
@@ -11,6 +12,7 @@ from handmade.doctor.checks import (
     losses,
     modes,
     norms,
+    order,
     padding,
     parameters,
     rates,
@@ -27,6 +29,8 @@ from handmade.doctor.checks.base import Check
 
 MODULES = (
     sight,
+    order,
+    ends,
     company,
     norms,
     start,
