@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from handmade import doctor
 from handmade.doctor.checks.keeping import CHECKS
@@ -95,6 +96,34 @@ def test_what_an_evaluation_changes_is_named(inside: Callable[[], Any], said: st
     assert finding.verdict == "sick"
     assert said in finding.measured
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("own", "shuffle", "meant", "verdict"),
+    [
+        (True, False, None, "healthy"),
+        (True, True, None, "healthy"),
+        (False, False, None, "suspicious"),
+        (False, False, True, "healthy"),
+        (False, False, False, "sick"),
+        (False, True, True, "sick"),
+    ],
+)
+def test_the_seed_of_a_data_loader_is_asked_about(own: bool, shuffle: bool, meant: bool | None, verdict: str) -> None:
+    """What it draws to shuffle is no such seed."""
+    model, rows = Model(), list(range(6))
+    generator = torch.Generator() if own else None
+
+    def walk() -> None:
+        assert len(list(DataLoader(rows, batch_size=2, shuffle=shuffle, generator=generator))) == 3
+
+    expect = {} if meant is None else {"evaluation_draws": meant}
+    finding = found("evaluation", model, evaluate=evaluating(model, walk), expect=expect)
+    assert finding.verdict == verdict
+    assert ("DataLoader" in finding.measured) == (not own and not shuffle)
+    before = torch.get_rng_state()
+    iter(DataLoader(rows))
+    assert not torch.equal(before, torch.get_rng_state())  # nothing stays patched
 
 
 def test_gradients_weights_and_averages_of_an_evaluation() -> None:

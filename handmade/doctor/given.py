@@ -28,6 +28,7 @@ EXPECTATIONS: dict[str, str] = {
     "decayed": "names (or beginnings of names) of biases, norms or embeddings that are meant to be decayed; True: all",
     "restarts": "True: the learning rate is meant to rise again after it has fallen. False: it is not",
     "same_batch": "True: every step is meant to see the same batch, or all of the data. False: it is not",
+    "evaluation_draws": "True: evaluating may draw seeds of DataLoaders from torch's generator. False: it may not",
     "duplicates": "True: text that stands in both splits is meant to",
     "special_padding": "True: the padding token is never a real one",
     "normalised": "True: encode is meant to change case, spaces or rare words. False: it is not",

@@ -221,7 +221,7 @@ def declared(model: nn.Module, shape: Config, optimizer: OptimizerConfig | None 
         expect["past"] = False
     if isinstance(shape, GPTConfig) and shape.positions == "none" and shape.layers == 1:
         expect["positions"] = False  # with more layers, a causal model knows something of the order
-    if getattr(shape, "query_key_norm", False):
+    if getattr(shape, "query_key_norm", False) or getattr(shape, "attention", "") == "multiplicative":
         expect["score_scale"] = True
     if optimizer is not None and optimizer.decay_embeddings:
         expect["decayed"] = list(parameter_groups(model)["embeddings"])

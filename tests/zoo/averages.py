@@ -34,6 +34,6 @@ class Averages(nn.Module):
         return self.out(x)
 
 
-def make(seed=0, vocab_size=30, context=12, width=24, layers=2):
+def make(seed=0, vocab_size=30, context=12, width=24, depth=2):
     torch.manual_seed(seed)
-    return {"model": Averages(vocab_size, context, width, layers)}
+    return {"model": Averages(vocab_size, context, width, depth)}

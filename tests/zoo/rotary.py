@@ -154,6 +154,6 @@ def make(
     seed=0, vocab_size=40, context=16, width=32, heads=4, layers=2, dropout=0.1, dtype=torch.float32, qk_norm=False
 ):
     torch.manual_seed(seed)
-    model = Llama(vocab_size, context, width, heads, max(1, heads // 2), layers, dropout, qk_norm).to(dtype)
+    model = Llama(vocab_size, context, width, heads, min(heads, max(2, heads // 2)), layers, dropout, qk_norm).to(dtype)
     given = {"model": model, "vocab_size": vocab_size, "context": context}
     return {**given, "expect": {"score_scale": True}} if qk_norm else given

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from handmade.doctor.anatomy import every_parameter, inside, loose_tensors
 from handmade.doctor.checks.base import Check, check
 from handmade.doctor.checks.resuming import checkpoint
 from handmade.doctor.findings import Finding, NotExamined, healthy, sick, suspicious
+from handmade.doctor.patching import Patches
 from handmade.doctor.patient import Patient
 from handmade.doctor.puppet import PATIENCE, TooLong, first_call, hurried, loss_in
 from handmade.doctor.reach import Reach, call_evaluate, cut_rows, draw, rehearsed, same
@@ -57,6 +59,28 @@ def modes_of_calls(model: Any) -> Iterator[list[bool]]:
         finally:
             if handle is not None:
                 handle.remove()
+
+
+@contextlib.contextmanager
+def seeds_aside() -> Iterator[list[int]]:
+    """Inside, a DataLoader that is begun leaves torch's generator where it was, though it draws a seed for its workers
+    from it, also where it has none. Gives a list with an entry for each that drew."""
+    drew: list[int] = []
+
+    def around(begin: Any) -> Any:
+        def begun(loader: Any) -> Any:
+            before = torch.get_rng_state()
+            rows = begin(loader)
+            if not same(before, torch.get_rng_state()):
+                drew.append(1)
+                torch.set_rng_state(before)
+            return rows
+
+        return begun
+
+    with Patches() as patches:
+        patches.put(DataLoader, "__iter__", around)
+        yield drew
 
 
 def used_in_training(patient: Patient, reach: Reach) -> set[str]:
@@ -116,7 +140,8 @@ def evaluation(patient: Patient) -> Finding:
         weights, buffers, optimizer · gradients · where every generator stands that training draws from · the mode
 
     A model left in evaluation mode trains on without dropout, unless `train_step` puts it back (it is run as far as its
-    first call of the model). Generators are python's, numpy's and torch's, and those that the functions hold.
+    first call of the model). Generators are python's, numpy's and torch's, and those that the functions hold. The seed
+    that a DataLoader draws for its workers when it is begun, also without workers, is asked about.
     `evaluate` is called twice: two answers for the same weights are suspicious, since the best is then found by luck.
     """
     with rehearsed(patient.given) as reach:
@@ -136,7 +161,7 @@ def evaluated(patient: Patient, reach: Reach) -> Finding:
     tensors = {path: tensor.detach().clone() for path, tensor in all_tensors(model).items()}
     optimizers = [copy.deepcopy(one.state_dict()) for one in reach.optimizers]
     before = reach.states()
-    with modes_of_calls(model) as calls:
+    with modes_of_calls(model) as calls, seeds_aside() as seeds:
         try:
             first = loss_in(call_evaluate(given))
         except TooLong:
@@ -195,14 +220,33 @@ def evaluated(patient: Patient, reach: Reach) -> Finding:
         return sick(
             f"evaluate draws from {and_of(moved)} that training draws from",
             expected,
-            "batches and dropout after an evaluation are others: how often one evaluates changes what is learnt."
-            " Batches are drawn at random, or a DataLoader is begun, which draws a seed from torch's generator",
-            "walk the whole split in order; give a DataLoader of it a torch.Generator() of its own",
+            "batches and dropout after an evaluation are others: how often one evaluates changes what is learnt",
+            "walk the whole split in order, without shuffling, or draw its batches from a generator of its own",
             value=float(len(moved)), limit=0.0,
         )  # fmt: skip
     again = None if first is None else twice(patient, first)
     finding = left_in(patient, left)
-    return again if again is not None and finding.verdict == "healthy" else finding
+    if finding.verdict != "healthy":
+        return finding
+    if again is not None:
+        return again
+    return of_loaders(patient, len(seeds)) if seeds and "torch" in used else finding
+
+
+def of_loaders(patient: Patient, begun: int) -> Finding:
+    """An evaluation that draws the seeds of its DataLoaders, and nothing else."""
+    loaders = "a DataLoader, which draws a seed" if begun == 1 else f"{begun} DataLoaders, which draw a seed each,"
+    measured = f"evaluate begins {loaders} from torch's generator"
+    expected = "nothing of the training changes"
+    cause = "batches and dropout after an evaluation are others: how often one evaluates changes what is learnt"
+    remedy = "give the DataLoader of evaluation a torch.Generator() of its own: DataLoader(..., generator=...)"
+    meant = patient.expects("evaluation_draws")
+    if meant is None:
+        question = "may a run come out otherwise when it is evaluated more often? expect={'evaluation_draws': True}"
+        return suspicious(measured, expected, cause, remedy, question, value=float(begun), limit=0.0)
+    if meant:
+        return healthy(f"{measured}, as was meant", expected, value=float(begun), limit=0.0)
+    return sick(measured, expected, cause, remedy, value=float(begun), limit=0.0)
 
 
 def and_of(names: list[str]) -> str:
