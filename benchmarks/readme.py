@@ -1,4 +1,4 @@
-"""Copy the figures from results/ into README.md and docs/translation.md, between their markers:
+"""Copy the figures from results/ into README.md, docs/translation.md and docs/doctor.md, between their markers:
 `python -m benchmarks.readme`.
 
 A test proves that they say what results/ says.
@@ -11,7 +11,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.doctor_rivals import OURS
 from benchmarks.record import RESULTS
+from benchmarks.translation import MAIN
 
 Row = tuple[str, str]  # what was measured, what came out
 README = Path(__file__).parent.parent / "README.md"
@@ -99,11 +101,10 @@ def arithmetic(found: dict[str, Any]) -> list[Row]:
 
 
 def translation(found: dict[str, Any]) -> list[Row]:
-    name = "transformer of today, 4,200 steps"
-    if name not in found["cases"]:
+    if MAIN not in found["cases"]:
         return []
-    case = found["cases"][name]
-    run = found["runs"][f"{name} | {case['seeds'][0]}"]
+    case = found["cases"][MAIN]
+    run = found["runs"][f"{MAIN} | {case['seeds'][0]}"]
     threads = f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
     return [
         (
@@ -125,11 +126,50 @@ def translating(found: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def doctor(found: dict[str, Any]) -> list[Row]:
+    total, large = found["total"], found["large"]
+    return [
+        (
+            "The doctor: sick models and trainings named by the right check, over seeds, sizes and number types",
+            f"**{total['found']:,} of {total['sick']:,}**",
+        ),
+        (
+            f"The doctor: false alarms about {found['patients']['healthy']:,} healthy ones",
+            f"**{total['false_alarms']}** in {total['healthy']:,} answers",
+        ),
+        (
+            f"The doctor: a model of {large['parameters'] / 1e6:.1f} million parameters; the quick look before a training",
+            f"**{between(large['seconds'], 1)} s**; {between(large['seconds_of_the_quick_look'], 1)} s",
+        ),
+    ]
+
+
+def doctor_rivals(found: dict[str, Any]) -> list[Row]:
+    packages = dict(found["packages"])
+    own = packages.pop(OURS)
+    alarms = {name: len(one["false_alarms"]) for name, one in packages.items()}
+    fewest = min(alarms, key=lambda name: alarms[name])
+    return [
+        (
+            f"The same mistakes, found by {', '.join(packages)} together; by the doctor",
+            f"{found['others_together']} of {own['of']}; **{own['found']}**",
+        ),
+        (
+            f"Healthy ones in which the best of them ({fewest}) fails a check; the doctor",
+            f"{alarms[fewest]} of {packages[fewest]['healthy']}; **{len(own['false_alarms'])}** of {own['healthy']}",
+        ),
+    ]
+
+
 def figures() -> str:
     """The table of figures: what results/ has."""
     lines = ["| what | measured | file |", "| --- | --- | --- |"]
     machine = {}
-    for rows in (time_to_loss, demo, shakespeare, arithmetic, translation, translating, step, sampling, startup):
+    every = (
+        time_to_loss, demo, shakespeare, arithmetic, translation, translating, step, sampling, startup, doctor,
+        doctor_rivals,
+    )  # fmt: skip
+    for rows in every:
         name = rows.__name__
         if not (RESULTS / f"{name}.json").exists():
             continue
@@ -177,12 +217,23 @@ def translations() -> str:
     return "\n".join(lines)
 
 
-PAGES = (README, README.parent / "docs" / "translation.md")
+def zoo() -> str:
+    """How often the doctor is right, check by check, and beside other packages."""
+    lines = []
+    for name, title in (("doctor", "Check by check"), ("doctor_rivals", "Beside other packages")):
+        page = RESULTS / f"{name}.md"
+        if page.exists():
+            text = page.read_text(encoding="utf-8").rstrip()
+            lines.append(f"<details>\n<summary>{title}</summary>\n\n{text}\n\n</details>\n")
+    return "\n".join(lines)
+
+
+PAGES = (README, *(README.parent / "docs" / f"{page}.md" for page in ("translation", "doctor")))
 
 
 def filled(text: str) -> str:
     """`text` with each marked block made anew."""
-    blocks = (("figures", figures), ("sample", sample), ("ladder", ladder), ("translation", translations))
+    blocks = (("figures", figures), ("sample", sample), ("ladder", ladder), ("translation", translations), ("zoo", zoo))
     for name, make in blocks:
         if f"<!-- {name}: " not in text:
             continue

@@ -144,5 +144,5 @@ def make(seed=0, vocab_size=20, longest=6, width=32, dropout=0.1):
     return {
         "model": model, "vocab_size": vocab_size, "context": 2 * longest, "padding": PADDING,
         "optimizer": optimizer, "batches": loader, "loss": loss_of, "train_step": train_step, "evaluate": evaluate,
-        "best": lambda: best["weights"], "save": save, "load": load,
+        "best": lambda: best["weights"], "save": save, "load": load, "expect": {"evaluation_draws": False},
     }  # fmt: skip
