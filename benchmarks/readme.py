@@ -155,7 +155,7 @@ def doctor_rivals(found: dict[str, Any]) -> list[Row]:
             f"{found['others_together']} of {own['of']}; **{own['found']}**",
         ),
         (
-            f"Healthy ones in which the best of them ({fewest}) fails a check; the doctor",
+            f"Healthy models and trainings of which the best of them ({fewest}) fails a check; the doctor",
             f"{alarms[fewest]} of {packages[fewest]['healthy']}; **{len(own['false_alarms'])}** of {own['healthy']}",
         ),
     ]
