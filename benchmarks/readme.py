@@ -138,7 +138,7 @@ def doctor(found: dict[str, Any]) -> list[Row]:
             f"**{total['false_alarms']}** in {total['healthy']:,} answers",
         ),
         (
-            f"The doctor: a model of {large['parameters'] / 1e6:.1f} million parameters; the quick look before a training",
+            f"The doctor: a model of {large['parameters'] / 1e6:.1f} million parameters; the quick look alone",
             f"**{between(large['seconds'], 1)} s**; {between(large['seconds_of_the_quick_look'], 1)} s",
         ),
     ]
