@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from handmade import checkpoint, corpora, data, machine, planning, presets, run, settings, sources
+from handmade import checkpoint, corpora, data, machine, planning, presets, run, settings, sources, tokenizers
 from handmade.errors import ConfigError, RunError
 from handmade.files import no_space
 from handmade.models import FAMILIES
@@ -291,7 +291,7 @@ def resume(folder: Path, request: Request, say: Say, progress: data.Progress | N
     if config["family"] == "counting":
         raise RunError(f"{folder}: a counting model is made in one go. Make it again with --force.")
     tokenizer = run.read_tokenizer(folder)
-    if sources.digest(tokenizer) != config["data"].get("tokenizer", sources.digest(tokenizer)):
+    if tokenizers.digest(tokenizer) != config["data"].get("tokenizer", tokenizers.digest(tokenizer)):
         raise RunError(f"{folder}: cannot go on. {checkpoint.TOKENIZER} is not the one that it was trained with.")
     task = sources.again(folder, config, tokenizer, request.data, progress)
     try:
