@@ -27,6 +27,7 @@ from handmade.errors import ConfigError, RunError
 from handmade.files import no_space
 from handmade.models import FAMILIES
 from handmade.optimizers import OptimizerConfig
+from handmade.pair_corpora import PAIR_CORPORA
 from handmade.rehearsal import Rehearsal
 from handmade.request import (
     TABLES,
@@ -145,7 +146,7 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
     check_words(request)
     kind = find_task(request)
     names = request.data if kind is LanguageTask else ()
-    known = {name: corpora.find(name, others=TASKS) for name in names if not is_named(name)}
+    known = {name: corpora.find(name, others=(*PAIR_CORPORA, *TASKS)) for name in names if not is_named(name)}
     first = request.data[0]
     if kind is TranslationTask:
         pairs.require(request.data)

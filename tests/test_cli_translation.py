@@ -246,6 +246,8 @@ def test_fine_tuning_on_the_same_pairs_keeps_the_same_back(here: Path, tmp_path:
         (("tatoeba-ja-en", "pairs.tsv"), "a corpus of pairs is learnt by itself. Leave out pairs.tsv"),
         (("nowhere.tsv", "--task", "translation"), "nowhere.tsv: no such file"),
         (("tatoeba-ja-em", "--task", "translation"), "Did you mean tatoeba-ja-en?"),
+        (("tatoeba-de-en",), "Did you mean tatoeba-ja-en?"),
+        (("nowhere",), "a folder of them, or a name: shakespeare, tatoeba-ja-en, "),
         (
             ("pairs.tsv", "--task", "transl"),
             "--task transl: must be one of language, translation. Did you mean translation?",
