@@ -105,8 +105,8 @@ def _nearest(path: Path, others: Collection[str]) -> str:
     near = difflib.get_close_matches(path.stem, choices, n=1)
     if near:
         return f" Did you mean {choices[near[0]]}?"
-    tasks = f", or a task: {', '.join(others)}" if others else ""
-    return f" Give a text file, a folder of them, or a corpus by name: {', '.join(CORPORA)}{tasks}."
+    kind = "name" if others else "corpus by name"
+    return f" Give a text file, a folder of them, or a {kind}: {', '.join((*CORPORA, *others))}."
 
 
 # --------------------------------------------------------------------------------------------------------------

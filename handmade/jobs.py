@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from handmade import checkpoint, corpora, data, machine, planning, presets, run, settings, sources
+from handmade import checkpoint, corpora, data, machine, planning, presets, run, settings, sources, tokenizers
 from handmade.errors import ConfigError, RunError
 from handmade.files import no_space
 from handmade.models import FAMILIES
 from handmade.optimizers import OptimizerConfig
+from handmade.pair_corpora import PAIR_CORPORA
 from handmade.rehearsal import Rehearsal
 from handmade.request import (
     TABLES,
@@ -145,7 +146,7 @@ def new(request: Request, say: Say, progress: data.Progress | None = None, start
     check_words(request)
     kind = find_task(request)
     names = request.data if kind is LanguageTask else ()
-    known = {name: corpora.find(name, others=TASKS) for name in names if not is_named(name)}
+    known = {name: corpora.find(name, others=(*PAIR_CORPORA, *TASKS)) for name in names if not is_named(name)}
     first = request.data[0]
     if kind is TranslationTask:
         pairs.require(request.data)
@@ -291,7 +292,7 @@ def resume(folder: Path, request: Request, say: Say, progress: data.Progress | N
     if config["family"] == "counting":
         raise RunError(f"{folder}: a counting model is made in one go. Make it again with --force.")
     tokenizer = run.read_tokenizer(folder)
-    if sources.digest(tokenizer) != config["data"].get("tokenizer", sources.digest(tokenizer)):
+    if tokenizers.digest(tokenizer) != config["data"].get("tokenizer", tokenizers.digest(tokenizer)):
         raise RunError(f"{folder}: cannot go on. {checkpoint.TOKENIZER} is not the one that it was trained with.")
     task = sources.again(folder, config, tokenizer, request.data, progress)
     try:

@@ -29,6 +29,17 @@ LONGEST = 5_000
 """Characters of a side of a pair. What is longer is no sentence, and subwords would be learnt from it for minutes."""
 
 
+HEADS = frozenset(
+    (
+        *("source", "target", "src", "tgt", "trg", "input", "output", "original", "translation", "translated"),
+        *("ja", "en", "nl", "de", "fr", "es", "sv"),
+        *("japanese", "english", "dutch", "german", "french", "spanish", "swedish"),
+        *("chinese", "korean", "italian", "portuguese", "russian"),
+    )
+)
+"""What columns are called, in small letters. Two of these in the first line are no sentence and its translation."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Pairs:
     """Sentences and their translations: `targets[i]` means what `sources[i]` means."""
@@ -82,8 +93,8 @@ def read_table(
 
     Two columns are source and target. Of three with a number first, the second is the source and the third the
     target. `columns` says which two it is otherwise, counted from 1.
-    Raises DataError that names file and line for a column that is missing and a side that is empty, DataError for a
-    file that cannot be read as text, ConfigError for columns that there cannot be.
+    Raises DataError that names file and line for a column that is missing, a side that is empty and a first line that
+    names the columns, DataError for a file that cannot be read as text, ConfigError for columns that there cannot be.
     """
     path = Path(path)
     if columns is not None and (min(columns) < 1 or columns[0] == columns[1]):
@@ -156,6 +167,12 @@ def _refuse_empty(pairs: Sequence[tuple[str, str]], place: Callable[[int, int], 
 
 def _made(pairs: Sequence[tuple[str, str]], path: Path, languages: tuple[str, str]) -> Pairs:
     name = Path(path.name.removesuffix(".gz")).stem
+    head = {side.casefold() for side in pairs[0]}
+    if len(head) == 2 and head <= HEADS | {language.casefold() for language in languages}:
+        raise DataError(
+            f"{path}: line 1 says {' and '.join(pairs[0])}, the names of columns. Take the line out; if it is a pair,"
+            " put it further down."
+        )
     for number, pair in enumerate(pairs, 1):
         if max(map(len, pair)) > LONGEST:
             raise DataError(

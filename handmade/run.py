@@ -229,6 +229,10 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> Run:
     source_size = getattr(tokenizer, "source_size", None)
     if source_size != config["model"].get("source_vocab_size"):
         raise RunError(f"{folder / checkpoint.TOKENIZER}: not the tokenizer of this run: its source has other tokens.")
+    # As many tokens, but others: another alphabet of the same size, or the two sides of a translation exchanged.
+    digest = tokenizers.digest(tokenizer)
+    if digest != config["data"].get("tokenizer", digest):
+        raise RunError(f"{folder / checkpoint.TOKENIZER}: not the tokenizer of this run: its tokens were changed.")
     if not (folder / checkpoint.WEIGHTS).exists():
         raise RunError(
             f"{folder}: has no weights yet: they come with the first evaluation.\n"

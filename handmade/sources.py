@@ -3,8 +3,6 @@ made."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from handmade.errors import ConfigError, DataError, RunError, TokenizerError
 from handmade.request import Request, is_named
 from handmade.tasks import TASKS, GeneratedTask, LanguageTask, RunTask, Say, TranslationConfig, TranslationTask
 from handmade.tasks.translation import data as pairs
-from handmade.tokenizers import Tokenizer
+from handmade.tokenizers import Tokenizer, digest
 
 VALIDATION_AT_MOST = 250_000  # bytes: more of a large text would take longer to evaluate than to train on
 
@@ -145,11 +143,6 @@ def _as_begun(request: Request, options: TranslationConfig, old: run.Run) -> Tra
     tokens: Any = old.tokenizer
     sizes = {name: begun[name] for name in ("source_vocabulary", "target_vocabulary") if name in begun}
     return options.replace(**known, **sizes, tokens=tokens.source.kind)
-
-
-def digest(tokenizer: Tokenizer) -> str:
-    """sha256 of what a tokenizer does: a vocabulary in another order has the same size."""
-    return hashlib.sha256(json.dumps(tokenizer.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def again(

@@ -9,6 +9,7 @@ All have one protocol, `Tokenizer`. Another kind is one more class, in a file of
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
     "SubwordTokenizer",
     "Tokenizer",
     "describe",
+    "digest",
     "from_dict",
     "load",
 ]
@@ -59,6 +61,11 @@ def from_dict(values: Mapping[str, Any]) -> Tokenizer:
             raise TokenizerError("the source's or the target's tokenizer is missing.")
         return PairTokenizer(*(from_dict(side) for side in sides))  # type: ignore[arg-type]
     raise TokenizerError(f"kind {kind!r} is not known here, only {', '.join(KINDS[:-1])} and {KINDS[-1]}.")
+
+
+def digest(tokenizer: Tokenizer) -> str:
+    """sha256 of what a tokenizer does: a vocabulary in another order has the same size."""
+    return hashlib.sha256(json.dumps(tokenizer.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def load(path: Path | str) -> Tokenizer:

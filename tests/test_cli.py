@@ -551,6 +551,14 @@ def test_a_tokenizer_with_nonsense_is_named(refused, copy, content):
     assert refused("sample", copy, "--prompt", "a").startswith(str(copy))
 
 
+def test_a_tokenizer_of_as_many_other_tokens_is_named(refused, copy):
+    path = copy / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "characters": whole["characters"][::-1]}))
+    for command in (["sample", copy, "--prompt", "the"], ["eval", copy]):
+        assert refused(*command) == f"{path}: not the tokenizer of this run: its tokens were changed."
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "curve.png", "checkpoints"])
 def test_what_sampling_does_not_need_may_be_gone(say, copy, name):
     path = copy / name

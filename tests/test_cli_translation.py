@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import handmade as hm
 from handmade import checkpoint, cli, curve, jobs
 from handmade.cli import evaluate
 from handmade.errors import ConfigError, DataError, RunError
+from handmade.generation import SamplingConfig, row_seed
 from handmade.jobs import Request
 
 pytest.importorskip("tokenizers")
@@ -147,6 +149,11 @@ def test_n_best_and_drawn_translations(here: Path, capsys: Any) -> None:
         drawn.append(capsys.readouterr().out)
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(drawn[0].splitlines()) == 2
+    # The usual temperature draws too, where it is asked for.
+    cli.main([*words, "--temperature", "1", "--seed", "3"])
+    draw = SamplingConfig(temperature=1.0)
+    ((one,),) = hm.load("runs/pairs").translate(["私は猫が好きです。"], sampling=draw, seed=row_seed(3, 0))
+    assert capsys.readouterr().out == f"{one.text}\n"
 
 
 def test_the_attention_of_a_prompt_is_drawn(here: Path, tmp_path: Path, capsys: Any) -> None:
@@ -239,6 +246,8 @@ def test_fine_tuning_on_the_same_pairs_keeps_the_same_back(here: Path, tmp_path:
         (("tatoeba-ja-en", "pairs.tsv"), "a corpus of pairs is learnt by itself. Leave out pairs.tsv"),
         (("nowhere.tsv", "--task", "translation"), "nowhere.tsv: no such file"),
         (("tatoeba-ja-em", "--task", "translation"), "Did you mean tatoeba-ja-en?"),
+        (("tatoeba-de-en",), "Did you mean tatoeba-ja-en?"),
+        (("nowhere",), "a folder of them, or a name: shakespeare, tatoeba-ja-en, "),
         (
             ("pairs.tsv", "--task", "transl"),
             "--task transl: must be one of language, translation. Did you mean translation?",
@@ -289,11 +298,24 @@ def test_pairs_with_a_hole_are_named_by_line(here: Path, tmp_path: Path, capsys:
         (("--prompt", "猫", "--n-best", "9", "--beams", "4"), "--n-best 9: must be at most --beams = 4"),
         (("--prompt", "猫", "--temperature", "0.5", "--beams", "4"), "--beams: searches, and --temperature draws"),
         (("--attention", "out.png"), "--attention draws the sentences of --prompt"),
+        (("--prompt", "猫", "--seed", "5"), "--seed: the best translation is searched for, and nothing is drawn"),
     ],
 )
 def test_what_cannot_be_translated_is_refused_in_a_line(here: Path, capsys: Any, words: tuple, told: str) -> None:
     assert told in refused(capsys, "sample", "runs/pairs", *words)
     assert not (here / "out.png").exists()
+
+
+def test_exchanged_sides_of_a_tokenizer_are_not_taken(here: Path, tmp_path: Path, capsys: Any) -> None:
+    folder = Path(shutil.copytree("runs/pairs", tmp_path / "run"))
+    path, config = folder / "tokenizer.json", json.loads((folder / "config.json").read_text())
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "source": whole["target"], "target": whole["source"]}))
+    # As many tokens on either side, so that only what they are tells.
+    sizes = {"vocab_size": "source_vocab_size", "source_vocab_size": "vocab_size"}
+    config["model"] |= {name: config["model"][other] for name, other in sizes.items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "its tokens were changed" in refused(capsys, "sample", str(folder), "--prompt", "猫")
 
 
 def test_options_of_translation_are_for_translations(here: Path, capsys: Any) -> None:

@@ -63,6 +63,9 @@ def test_only_newlines_end_a_line(tmp_path: Path) -> None:
         (gzip.compress("a\tb\nc\t\xff\n".encode("latin-1")), None, "line 2 is not valid UTF-8 once unpacked."),
         (gzip.compress(b"a\tb\n" * 99)[:-9], None, "damaged, cannot be unpacked"),
         (gzip.compress(b"a\tb\0"), None, "what is packed in it is not text."),
+        ("ja\ten\n猫\tcat\n", None, "line 1 says ja and en, the names of columns. Take the line out"),
+        ("1\tSource\tTarget\n2\t猫\tcat\n", None, "line 1 says Source and Target, the names of columns."),
+        ("id\tJapanese\tx\tEnglish\n1\t猫\tx\tcat\n", (2, 4), "line 1 says Japanese and English, the names of columns"),
     ],
 )
 def test_a_table_that_cannot_be_used(
@@ -82,6 +85,15 @@ def test_what_is_not_there(tmp_path: Path) -> None:
             read_table(tmp_path / "none.tsv", columns)
     with pytest.raises(ConfigError, match="not an encoding"):
         read_table(put(tmp_path / "p.tsv", "a\tb"), encoding="utf-88")
+
+
+def test_names_of_columns_are_no_pair(tmp_path: Path) -> None:
+    one, two = put(tmp_path / "a", "eo\nkato\n"), put(tmp_path / "b", "en\ncat\n")
+    assert next(iter(read_parallel(one, two))) == ("eo", "en")  # a language that nobody named
+    with pytest.raises(DataError, match="line 1 says eo and en, the names of columns"):
+        read_parallel(one, two, ("eo", "en"))
+    for fine in ("猫\ten\n", "de\tde\n", "a\tb\nja\ten\n"):
+        assert len(read_table(put(tmp_path / "p.tsv", fine), languages=("ja", "en"))) == fine.count("\n")
 
 
 def test_another_encoding(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from test_translation import made_up
 
 from handmade import cli, jobs, pairs
-from handmade.errors import ConfigError, DataError, ResourceError
+from handmade.errors import ConfigError, DataError, ResourceError, TokenizerError
 from handmade.jobs import Request
 from handmade.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from handmade.models.seq2seq_recurrent import Seq2SeqLSTMConfig
@@ -106,8 +106,12 @@ def test_a_translation_is_one_line() -> None:
 def test_a_sentence_without_a_letter_to_read_is_refused() -> None:
     train = of(("猫が好き", "I like cats"), ("犬が好き", "I like dogs"))
     task, model = tiny(PairSplit(train, train, train), "bpe")
-    with pytest.raises(Exception, match="no character that the model knows"):
+    with pytest.raises(TokenizerError, match="no character that the model knows"):
         task.answers(model, ["\x07\x08"])
+    for source, told in (("ja", "translates from ja"), ("source", "from another language"), (None, "another language")):
+        task.config = task.config.replace(source=source)
+        with pytest.raises(TokenizerError, match=told):
+            task.answers(model, ["Привет"])
 
 
 def test_what_cannot_be_split_further_is_not_sent_to_split() -> None:

@@ -26,15 +26,15 @@ def evaluate(
     device: str = "auto",
     json: bool = False,
 ) -> None:
-    """Score the best weights of a run on all that was kept back to validate on:
-    every token of a text once, every problem of a task.
+    """Score the best weights of a run on all that was kept back: every token of
+    a text once, every problem of a task, every sentence to be translated.
 
     Parameters
     ----------
     run
         The run folder.
     data
-        Another text: files, folders, or a name. Its own validation part is scored. By default the run's text.
+        Another text (files, folders, a name; its own validation part is scored), or other pairs. Usual are the run's.
     problems
         Problems for the model of a task, instead: "12+34=, 99+1=".
     beside

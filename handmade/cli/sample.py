@@ -31,9 +31,9 @@ class SampleOptions(Options):
     """How the text is drawn."""
 
     tokens: Whole = 200
-    """At most so many tokens a text."""
-    temperature: float = 1.0
-    """Below 1 likely tokens become likelier; 0 always takes the likeliest."""
+    """At most so many tokens a text. Of a translation, unless said: twice its sentence's and ten more."""
+    temperature: float | None = None
+    """Usual is 1. Below it likely tokens become likelier; 0 always takes the likeliest."""
     top_k: Whole | None = None
     """Only the k likeliest tokens."""
     top_p: float | None = None
@@ -59,7 +59,8 @@ class SampleOptions(Options):
         """The checked settings of the draw."""
         from handmade.generation import SamplingConfig
 
-        return SamplingConfig(self.temperature, self.top_k, self.top_p, self.min_p)
+        temperature = 1.0 if self.temperature is None else self.temperature
+        return SamplingConfig(temperature, self.top_k, self.top_p, self.min_p)
 
 
 DEFAULTS = SampleOptions()
@@ -118,7 +119,7 @@ def sample(
     run
         The run folder.
     prompt
-        What the text begins with. May be given several times. \\n is a line break, \\t a tab, \\\\ a backslash.
+        A beginning, problem or sentence. May be given several times. \\n is a line break, \\t a tab, \\\\ a backslash.
     """
     writer = Writer(run, options)
     if writer.run.translates:
@@ -259,6 +260,11 @@ class Translator(Writer):
         draws = [name for name in changed(options, DEFAULTS) if name not in ("--seed", "--tokens")]
         if "--stop" in draws:
             raise ConfigError("--stop: a translation ends where the model ends it. Leave it out.")
+        if options.seed != DEFAULTS.seed and not draws:
+            raise ConfigError(
+                "--seed: the best translation is searched for, and nothing is drawn. Draw with --temperature 1, or"
+                " leave it out."
+            )
         for name, asked in (("--beams", how.beams not in (None, 1)), ("--n-best", how.n_best > 1)):
             if draws and asked:
                 raise ConfigError(f"{name}: searches, and {', '.join(draws)} draws. Leave one of them out.")

@@ -169,9 +169,10 @@ class Translator:
         if not sentence.strip():
             raise ConfigError("An empty line has no translation. Give a sentence.")
         if not self.tokenizer.familiar(sentence):
+            known = None if self.config.source == LANGUAGES[0] else self.config.source
             raise TokenizerError(
                 f"{sentence[:20]!r} has no character that the model knows. It translates from"
-                f" {self.config.source or 'another language'}."
+                f" {known or 'another language'}."
             )
         if context is not None and tokens > context:
             advice = "." if split else ", or have it split into sentences (--split)."
