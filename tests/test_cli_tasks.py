@@ -100,6 +100,8 @@ def test_the_picture_of_right_answers():
     (axes,) = accuracy.picture({"small": lines, "large": lines}).axes
     assert [line.get_xdata().tolist() for line in axes.get_lines()] == [[1.0, 2.0]] * 4
     assert [line.get_ydata().tolist() for line in axes.get_lines()] == [[25.0, 50.0], [50.0, 100.0]] * 2
+    axes.figure.canvas.draw()
+    assert axes.get_legend().get_window_extent().y1 < axes.get_window_extent().y0, "lies on no line"
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels[0] == "small, never seen, last 50.00 %"
     assert labels[3] == "large, trained on, last 100.00 %"
