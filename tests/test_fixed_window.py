@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 
 import handmade as hm
 from handmade import cli, curve, planning
+from handmade.cli.train import about
 from handmade.errors import ConfigError
 from handmade.generation import SamplingConfig, generate, greedy
 from handmade.models import FixedWindow, FixedWindowConfig, parameter_count
@@ -183,6 +185,20 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "book.txt", "--model", "fixed-window"])
     assert "--model fixed-window: says one token behind a short row, and reads no text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (
+            "transformer",
+            "fixed-window transformer, 2 layers, 2 heads, width 8, hidden 12, context 11: 2,721 parameters",
+        ),
+        ("dense", "fixed-window dense, 2 layers, width 8, context 11: 17,321 parameters"),
+    ],
+)
+def test_what_is_said_of_it(body, line):
+    assert about(SimpleNamespace(model=model(body), family="fixed-window")) == line  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
