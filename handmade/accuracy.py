@@ -24,7 +24,7 @@ COLOURS = ("#1f4e8c", "#b5533c", "#1a7f37", "#7a4fa0", "#666666")
 def draw(folders: Sequence[str | os.PathLike[str]], path: Path) -> Path | None:
     """Draw the runs of these folders into one picture. Returns its path, or None where no run has counted right
     answers. Raises RunError for metrics that are missing or damaged, ResourceError where there is no room."""
-    runs = {Path(folder).resolve().name: curve.read_metrics(Path(folder) / curve.METRICS) for folder in folders}
+    runs = {name: curve.read_metrics(folder / curve.METRICS) for name, folder in named(folders).items()}
     runs = {name: lines for name, lines in runs.items() if any("exact_match" in line for line in lines)}
     if not runs:
         return None
@@ -32,6 +32,18 @@ def draw(folders: Sequence[str | os.PathLike[str]], path: Path) -> Path | None:
     with files.whole(path, "the picture of right answers") as file:
         figure.savefig(file, format="png")
     return path
+
+
+def named(folders: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
+    """The folders, each once, by their last names; with as much of the path before it as tells two apart."""
+    places = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    found: dict[str, Path] = {}
+    for place in places:
+        parts = 1
+        while sum(other.parts[-parts:] == place.parts[-parts:] for other in places) > 1:
+            parts += 1
+        found[Path(*place.parts[-parts:]).as_posix()] = place
+    return found
 
 
 def over_time(lines: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -60,6 +72,7 @@ def picture(runs: dict[str, list[dict[str, Any]]]) -> Any:
             seconds, values = over_time(lines, key)
             label = f"{name}, {what}, last {values[-1]:.2f} %"
             axes.plot(seconds, values, style, color=colour, linewidth=1.6, marker="o", markersize=3, label=label)
-    axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+    # Below the axes: a model that only learns by heart has its line at the bottom, another at the top.
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.13), ncols=2, frameon=False)
     axes.set_title("right answers", loc="left", fontsize=13, fontweight="bold")
     return figure

@@ -170,11 +170,15 @@ class Run:
         """
         if isinstance(prompts, str):
             raise ConfigError(f"answers: give a list of prompts, as in answers([{prompts!r}]).")
+        prompts = list(prompts)
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise ConfigError(f"answers: {prompt!r} is no text. Give a list of prompts, as in answers(['...']).")
         if self.continues:
             raise ConfigError(f"{self.folder}: goes on with a text and answers no problems. Use generate(...).")
         if self.translates:
-            return self.translator.answers(self.model, list(prompts))
-        return self.task.answers(self.model, list(prompts))
+            return self.translator.answers(self.model, prompts)
+        return self.task.answers(self.model, prompts)
 
     def evaluate(
         self,

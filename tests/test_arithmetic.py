@@ -464,13 +464,13 @@ def test_longer_problems_that_do_not_fit_are_said():
     with torch.inference_mode():
         scores = task.evaluate(small_model(task))
     assert [row["exact_match"] for row in scores["longer"]] == [None, None]
-    assert (
-        "3 digits    do not fit the model's context"
-        in dict(task.tell({**scores, "precision": "float32"}))["longer ones"]
-    )
+    told = dict(task.tell({**scores, "precision": "float32"}))["longer ones"].splitlines()
+    assert told[1] == "4 digits    do not fit the model's context: train with --set model.context=15 to ask them"
     with torch.inference_mode():
-        roomy = task.evaluate(small_model(task, context=40))
+        roomy = task.evaluate(small_model(task, context=15))  # what was said is enough, and no more than that
+        short = task.evaluate(small_model(task, context=14))
     assert all(0 <= row["exact_match"] <= 1 for row in roomy["longer"])
+    assert [row["exact_match"] is None for row in short["longer"]] == [False, True]
 
 
 def test_hints_have_room_for_longer_problems():
@@ -542,8 +542,20 @@ def test_a_solved_problem_is_shown_a_hard_one():
     task = make("addition", digits=1, padded=False)
     chosen = solved(task, Knowing(task))
     assert carries(chosen).tolist() == [1]
-    figure = attention_picture(task, small_model(task))
+    model = small_model(task)
+    figure = attention_picture(task, model)
     assert len(figure.axes) == 2
+    (shown,) = solved(task, model)  # it has learnt nothing, and solves none
+    assert task.decoded(model, shown[None]) != task.written(shown[None])
+    assert "looks; not solved: the model writes " in figure.get_suptitle()
+
+
+def test_a_picture_of_a_solved_problem_says_nothing_else(halfway):
+    task, model = halfway
+    chosen = solved(task, model)
+    assert task.decoded(model, chosen) == task.written(chosen)
+    figure = attention_picture(task, model)
+    assert figure.get_suptitle() == f"{task.sentence(chosen)}   where each token of the answer looks"
 
 
 @pytest.mark.parametrize(
@@ -570,8 +582,10 @@ def test_prompts_that_are_no_problems(name, prompt, message):
 
 def test_a_problem_that_the_context_does_not_hold():
     task = make("addition")
-    with pytest.raises(ConfigError, match=r"123\+004=: with its answer 12 tokens, and the model's context holds 9"):
+    message = r"123\+004=: with its answer 12 tokens, and the model's context holds 9. Ask .* --set model.context=12"
+    with pytest.raises(ConfigError, match=message):
         task.answers(small_model(task), ["123+4="])
+    assert len(task.answers(small_model(task, context=12), ["123+4="])) == 1
     with pytest.raises(ConfigError, match=r"model.context = 8: too short. A row of addition has up to 9 tokens"):
         task.fitted(8, print)
     assert task.fitted(30, print) == (task, 30)
@@ -603,6 +617,13 @@ def test_carries():
     sums = np.array([[12, 34], [15, 27], [99, 1], [55, 55], [0, 0], [10**16 - 1, 1]])
     assert carries(sums).tolist() == [0, 1, 2, 2, 0, 16]
     assert carries(np.array([[99, 99, 99]])).tolist() == [2]
+
+
+def test_so_many_problems_that_nobody_counts_them():
+    ((_, told), *_) = make("sort", length=100).describe()
+    assert told == "about 10^100 problems, 60 to train on, 40 others to test with; split by problem"
+    ((_, told), *_) = make("addition", digits=7).describe()
+    assert told.startswith("100,000,000,000,000 problems")
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -100,9 +100,21 @@ def test_the_picture_of_right_answers():
     (axes,) = accuracy.picture({"small": lines, "large": lines}).axes
     assert [line.get_xdata().tolist() for line in axes.get_lines()] == [[1.0, 2.0]] * 4
     assert [line.get_ydata().tolist() for line in axes.get_lines()] == [[25.0, 50.0], [50.0, 100.0]] * 2
+    axes.figure.canvas.draw()
+    assert axes.get_legend().get_window_extent().y1 < axes.get_window_extent().y0, "lies on no line"
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels[0] == "small, never seen, last 50.00 %"
     assert labels[3] == "large, trained on, last 100.00 %"
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    places = [tmp_path / "first" / "sum", tmp_path / "second" / "sum", tmp_path / "dense"]
+    assert accuracy.named([*places, places[0]]) == dict(zip(("first/sum", "second/sum", "dense"), places, strict=True))
+    for place in places:
+        place.mkdir(parents=True)
+        line = {"step": 1, "train_seconds": 1.0, "exact_match": 0.5, "train_exact_match": 0.5}
+        (place / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert accuracy.draw(places, tmp_path / "both.png") == tmp_path / "both.png"
 
 
 def test_what_is_said(here, capsys):
@@ -171,6 +183,8 @@ def test_from_python(here):
     assert not run.continues
     with pytest.raises(ConfigError, match=r"give a list of prompts, as in answers\(\['3\+4='\]\)"):
         run.answers("3+4=")
+    with pytest.raises(ConfigError, match="answers: 7 is no text"):
+        run.answers(["3+4=", 7])
     assert isinstance(run.generate("3+4=", tokens=2), str)  # any model goes on, if asked
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,14 @@ import torch.nn.functional as F
 
 import handmade as hm
 from handmade import cli, curve, planning
+from handmade.cli.train import about
 from handmade.errors import ConfigError
 from handmade.generation import SamplingConfig, generate, greedy
 from handmade.models import FixedWindow, FixedWindowConfig, parameter_count
+from handmade.optimizers import OptimizerConfig, build_optimizers
 from handmade.tasks.arithmetic import Addition
 from handmade.tasks.arithmetic.operations import AdditionConfig
+from handmade.tasks.arithmetic.recipes import suggested
 
 BODIES = ("transformer", "dense")
 
@@ -39,7 +43,19 @@ def test_dropout_as_published():
     assert FixedWindowConfig(dropout=0.0).dropout_rate == 0
 
 
-def by_hand(net: FixedWindow, tokens: list[int]) -> torch.Tensor:
+@pytest.mark.parametrize("body", BODIES)
+def test_decay_as_published(body):
+    """On every matrix, and on nothing else."""
+    net = model(body)
+    recipe = suggested("fixed-window", {}, {}, {})["optimizer"]
+    assert (recipe["learning_rate"], recipe["betas"], recipe["weight_decay"]) == (6e-4, (0.9, 0.95), 0.1)
+    groups = [group for built in build_optimizers(net, OptimizerConfig(**recipe)) for group in built.param_groups]
+    decayed = {id(part) for group in groups for part in group["params"] if group["weight_decay"]}
+    assert all(group["weight_decay"] in (0, 0.1) for group in groups)
+    assert decayed == {id(part) for part in net.parameters() if part.dim() == 2}
+
+
+def by_hand(net: FixedWindow, tokens: list[int], training: bool = False) -> torch.Tensor:
     """The logits behind one beginning, with torch.nn.functional alone."""
     c, weights = net.config, net.state_dict()
     window = tokens + [0] * (c.context - len(tokens))
@@ -58,6 +74,9 @@ def by_hand(net: FixedWindow, tokens: list[int]) -> torch.Tensor:
         scale, shift = (weights[f"{name}.{part}"].double() for part in ("weight", "bias"))
         return F.layer_norm(value, (c.width,), scale, shift)
 
+    def drop(value: torch.Tensor) -> torch.Tensor:
+        return F.dropout(value, 0.1 if c.body == "transformer" else 0.2, training)
+
     for index in range(len(net.blocks)):
         name = f"blocks.{index}"
         y = norm(f"{name}.attention_norm", x)
@@ -66,12 +85,12 @@ def by_hand(net: FixedWindow, tokens: list[int]) -> torch.Tensor:
         scores = q @ k.transpose(1, 2) / math.sqrt(c.width // c.heads)
         scores[:, :, len(tokens) :] = -math.inf
         mixed = (scores.softmax(-1) @ v).transpose(0, 1).reshape(c.context, c.width)
-        x = x + linear(f"{name}.attention.output", mixed)
+        x = x + drop(linear(f"{name}.attention.output", mixed))
         y = norm(f"{name}.feed_forward_norm", x)
-        x = x + linear(f"{name}.feed_forward.output", linear(f"{name}.feed_forward.input", y).relu())
+        x = x + drop(linear(f"{name}.feed_forward.output", linear(f"{name}.feed_forward.input", y).relu()))
     x = x.flatten()
     for index in range(len(net.dense)):
-        x = linear(f"dense.{index}", x).relu()
+        x = drop(linear(f"dense.{index}", x).relu())
     return linear("head", x)
 
 
@@ -83,6 +102,23 @@ def test_it_is_the_formula(body):
         found = net(torch.tensor([tokens[:length]]))
         assert found.shape == (1, 1, 17)
         torch.testing.assert_close(found[0, 0].double(), by_hand(net, tokens[:length]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_the_published_shape_is_the_formula_in_training_too(body):
+    """With dropout on what each part of a block adds, or behind each dense layer, and nowhere else: one seed, the same
+    numbers."""
+    with hm.kernels("reference"):
+        net = FixedWindow(FixedWindowConfig(body=body), torch.Generator().manual_seed(0)).double().train()
+    tokens = [5, 6, 1, 7, 8, 3, 12]
+    torch.manual_seed(3)
+    found = net(torch.tensor([tokens]))[0, 0]
+    drawn = torch.get_rng_state()
+    torch.manual_seed(3)
+    torch.testing.assert_close(found, by_hand(net, tokens, training=True), rtol=1e-5, atol=1e-6)
+    assert torch.equal(drawn, torch.get_rng_state())
+    torch.testing.assert_close(net.eval()(torch.tensor([tokens]))[0, 0], by_hand(net, tokens), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(found, by_hand(net, tokens), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -149,6 +185,20 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "book.txt", "--model", "fixed-window"])
     assert "--model fixed-window: says one token behind a short row, and reads no text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (
+            "transformer",
+            "fixed-window transformer, 2 layers, 2 heads, width 8, hidden 12, context 11: 2,721 parameters",
+        ),
+        ("dense", "fixed-window dense, 2 layers, width 8, context 11: 17,321 parameters"),
+    ],
+)
+def test_what_is_said_of_it(body, line):
+    assert about(SimpleNamespace(model=model(body), family="fixed-window")) == line  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

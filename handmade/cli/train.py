@@ -218,13 +218,16 @@ def about(job: Job) -> str:
     shape = job.model.config.to_dict()  # type: ignore[union-attr, operator]
     if job.family == "counting":
         return f"{shape['order']}-grams by counting: {len(job.model.keys):,} of them"  # type: ignore[arg-type]
+    if shape.get("body") == "dense":  # which has none of the transformer's
+        shape = {name: value for name, value in shape.items() if name not in ("heads", "hidden")}
     sizes = [
         f"{shape[name]} {name.replace('_', ' ')}" if shape[name] != 1 else f"1 {name[:-1].replace('_', ' ')}"
         for name in ("layers", "encoder_layers", "decoder_layers", "heads")
         if name in shape and not (name == "heads" and shape.get("mixing") == "mean")
     ]
     sizes += [f"{name} {shape[name]:,}" for name in ("window", "width", "hidden", "context") if shape.get(name)]
-    kind = shape["cell"].upper() if "cell" in shape else job.family
+    kind = shape["cell"].upper() if "cell" in shape else str(job.family)
+    kind += f" {shape['body']}" if "body" in shape else ""
     return f"{kind}, {', '.join(sizes)}: {millions(parameter_count(job.model))} parameters"
 
 

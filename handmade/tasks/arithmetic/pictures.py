@@ -48,7 +48,7 @@ def attention_rows(task: ArithmeticTask, model: nn.Module, problem: np.ndarray) 
 
 def attention_picture(task: ArithmeticTask, model: nn.Module) -> Any | None:
     """A solved problem as a matplotlib Figure: a map for each head, layers from top to bottom; None for a model
-    without attention."""
+    without attention. Where the model has solved none, the title says what it answers instead."""
     problem = solved(task, model)
     layers = attention_rows(task, model, problem)
     if not layers:
@@ -64,7 +64,10 @@ def attention_picture(task: ArithmeticTask, model: nn.Module) -> Any | None:
     size = (1.2 + heads * (0.7 + CELL * len(read)), 1.1 + len(layers) * (0.8 + CELL * len(written)))
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{''.join(read)}   where each token of the answer looks", fontsize=11, parse_math=False)
+    (answer,), (right,) = task.decoded(model, problem), task.written(problem)
+    verdict = "" if answer == right else f"; not solved: the model writes {answer or 'nothing'}"
+    title = f"{''.join(read)}   where each token of the answer looks{verdict}"
+    figure.suptitle(title, fontsize=11, parse_math=False)
     grid = figure.subplots(len(layers), heads, squeeze=False)
     for layer, weights in enumerate(layers):
         for head in range(heads):

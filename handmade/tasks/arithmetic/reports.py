@@ -75,14 +75,16 @@ def by_group(right: np.ndarray, group: np.ndarray, names: Sequence[str]) -> dict
 
 
 def length_row(model: nn.Module, name: str, task: ArithmeticTask, problems: np.ndarray) -> dict[str, Any]:
-    """Exact match on longer problems; None where their rows do not fit the model's context."""
+    """Exact match on longer problems; None where their rows do not fit the model's context. `tokens` are the positions
+    they need."""
+    tokens = task.tokens_needed(problems)
     try:
         given = task.decoded(model, problems)
     except ConfigError:
-        return {"length": name, "problems": len(problems), "exact_match": None}
+        return {"length": name, "problems": len(problems), "tokens": tokens, "exact_match": None}
     wanted = task.written(problems)
     matches = sum(answer == solution for answer, solution in zip(given, wanted, strict=True))
-    return {"length": name, "problems": len(problems), "exact_match": matches / len(problems)}
+    return {"length": name, "problems": len(problems), "tokens": tokens, "exact_match": matches / len(problems)}
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -143,5 +145,6 @@ def table(groups: Mapping[str, Mapping[str, int]]) -> str:
 def length_line(row: Mapping[str, Any]) -> str:
     """How it goes at one length that was not trained on."""
     if row["exact_match"] is None:
-        return f"{row['length']:10}  do not fit the model's context"
+        room = f"train with --set model.context={row['tokens']} to ask them"
+        return f"{row['length']:10}  do not fit the model's context: {room}"
     return f"{row['length']:10}  {share(row['exact_match']):>8} of {row['problems']:,}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -313,7 +314,8 @@ class ArithmeticTask(GeneratedTask):
 
     def describe(self) -> Iterator[tuple[str, str]]:
         total, train, test = self.count(), len(self.train), len(self.test)
-        yield self.name, f"{total:,} problems, {train:,} to train on, {test:,} others to test with; split by problem"
+        there = f"{total:,}" if total < 10**15 else f"about 10^{math.log10(total):.0f}"
+        yield self.name, f"{there} problems, {train:,} to train on, {test:,} others to test with; split by problem"
         if len(self.test) > SCORED_WHILE_TRAINING:
             yield "", f"{SCORED_WHILE_TRAINING:,} of those are tested while it trains, all by handmade eval"
         yield "a row", f"{self.sentence(self.split.train[:1])}   and only the answer is scored"
@@ -369,6 +371,10 @@ class ArithmeticTask(GeneratedTask):
         whole = [text.ljust(rows.shape[1]) for text in whole]  # numpy drops trailing zeros, which there are none of
         return [text[:length] for text, length in zip(whole, lengths.tolist(), strict=True)]
 
+    def tokens_needed(self, problems: np.ndarray) -> int:
+        """Positions a model needs to answer these: the longest question, and the longest right answer behind it."""
+        return packed(self.questions(problems))[0].shape[1] + packed(self.solutions(problems))[0].shape[1]
+
     def decoded(self, model: nn.Module, problems: np.ndarray) -> list[str]:
         """What the model writes behind each question, up to its end, greedily and with its cache. Raises ConfigError
         for a problem whose row does not fit the model's context."""
@@ -378,7 +384,10 @@ class ArithmeticTask(GeneratedTask):
         longest = int(lengths.max(initial=0)) + room - 1
         if context is not None and longest > context:
             worst = self.asked(problems[[int(lengths.argmax())]])[0]
-            raise ConfigError(f"{worst}: with its answer {longest} tokens, and the model's context holds {context}.")
+            raise ConfigError(
+                f"{worst}: with its answer {longest} tokens, and the model's context holds {context}. Ask a shorter"
+                f" problem, or train with --set model.context={longest}."
+            )
         found = np.full((len(problems), room), END_ID)
         device = next((part.device for part in model.parameters()), torch.device("cpu"))
         for length in np.unique(lengths):  # of one length, no row needs padding
