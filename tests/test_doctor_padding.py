@@ -265,6 +265,21 @@ def test_flat_data_and_batches() -> None:
     assert token().verdict == "not examined"
 
 
+def test_batches_may_have_time_first() -> None:
+    """Padding below short columns is no padding between tokens, and none on the left."""
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randint(1, 11, (16, 12), generator=draw)
+    short = torch.where(torch.arange(12) < torch.randint(4, 13, (16, 1), generator=draw), rows, 0)
+    turned = [(short.T[:-1], short.T[1:])]
+    assert token(batches=turned).verdict == "healthy"
+    model = Model(True, ignored, pad=0)
+    assert found(model, "padding-mask", padding=0, batches=turned).verdict == "healthy"
+    assert found(model, "padding-mask", padding=0, batches=[(short.flip(1), short)]).verdict == "sick"
+    scattered = rows.where(torch.rand(rows.shape, generator=draw) > 0.1, torch.zeros(()).long())
+    assert token(batches=[(scattered, scattered)]).verdict == "sick"
+    assert token(batches=[(scattered[:2], scattered[:2])] * 4).verdict == "sick"
+
+
 def test_an_id_that_is_no_token() -> None:
     one = doctor.examine(Model(), only=["padding-token"], padding=V, vocab_size=V, context=T)["padding-token"]
     assert one.verdict == "sick"

@@ -137,6 +137,51 @@ def test_what_a_loose_config_lacks_is_asked_for_by_name(write):
     assert targets.given_of("third.py:Net", 11).given.model.wide == 7
 
 
+def test_a_class_may_say_which_config_it_begins_with(write):
+    settings = "class Settings:\n    def __init__(self, **all_):\n        self.__dict__.update(all_)\n"
+    begins = """
+    @staticmethod
+    def get_default_config():
+        return Settings(vocab_size=None, block_size=None, wide=1)
+"""
+    write(net("config", "config.vocab_size", "config.block_size", "self.wide = config.wide", settings) + begins)
+    target = targets.given_of("mine.py:Net", 11, 6, {"wide": "3"})
+    assert (sizes(target.given.model), target.given.model.wide) == ((11, 6), 3)
+    assert target.notes == ("built as Net(config=Settings(vocab_size=11, block_size=6, wide=3))",)
+
+
+@pytest.mark.parametrize("base", ["", "(dict)"])
+def test_a_config_that_takes_any_name_has_the_sizes_and_what_is_typed(write, base):
+    keep = "self.update(all_)" if base else "self.__dict__.update(all_)"
+    config = f"class Config{base}:\n    def __init__(self, **all_):\n        {keep}\n"
+    read = ("config['vocab_size']", "config['n_ctx']", "self.wide = config['wide']")
+    write(net("config", *(read if base else (one.replace("['", ".").replace("']", "") for one in read)), before=config))
+    target = targets.given_of("mine.py:Net", 11, 6, {"wide": "3"})
+    assert (sizes(target.given.model), target.given.model.wide) == ((11, 6), 3)
+    with pytest.raises(PatientError, match=r"^mine.py, line \d+: (Attribute|Key)Error: .*wide") as problem:
+        targets.given_of("mine.py:Net", 11, 6)
+    assert "It was built as Net(config=" in str(problem.value)
+    assert "--arg NAME=VALUE, or write a function" in str(problem.value)
+
+
+FROZEN = CONFIG.replace("@dataclass", "@dataclass(frozen=True)")
+
+
+@pytest.mark.parametrize("before", [FROZEN, "from of_the_frozen import config"])
+def test_a_config_may_be_frozen(write, before):
+    write(f"from dataclasses import dataclass\n{FROZEN}\nconfig = NetConfig()", "of_the_frozen.py")
+    write(net("config", "config.vocab_size", "config.block_size", "self.wide = config.wide", before))
+    target = targets.given_of("mine.py:Net", 11, 6, {"wide": "true"})
+    assert (sizes(target.given.model), target.given.model.wide) == ((11, 6), True)
+
+
+def test_a_config_that_refuses_what_it_is_given_is_their_error(write):
+    refuses = "    def __post_init__(self):\n        assert self.vocab_size % 2 == 0, 'an even one'\n"
+    write(net("config", "config.vocab_size", "config.block_size", before=CONFIG + refuses))
+    with pytest.raises(PatientError, match=r"^mine.py, line \d+: AssertionError: an even one\n    assert self"):
+        targets.given_of("mine.py:Net", 11, 6)
+
+
 def test_two_configs_that_may_be_meant_are_named(write):
     two = "@dataclass\nclass AConfig:\n    a: int = 1\n@dataclass\nclass BConfig:\n    b: int = 1\n"
     write(net("config", "config.a", "config.b", before=two))
@@ -356,7 +401,7 @@ def test_an_error_while_it_is_built_is_theirs_too(write):
     with pytest.raises(PatientError) as problem:
         targets.given_of("mine.py:Net", 11, 6)
     assert str(problem.value).startswith("mine.py, line 10: RuntimeError: ")
-    assert str(problem.value).endswith("\n    self.x = torch.zeros(-1)")
+    assert "\n    self.x = torch.zeros(-1)\nIt was built as Net(vocab_size=11, block_size=6).\n" in str(problem.value)
 
 
 def test_a_name_that_is_not_in_it(write):

@@ -95,6 +95,13 @@ def test_what_stands_in_it_and_in_which_order():
     assert text.endswith("explained: handmade doctor --explain future\nanswered: --expect tied=true, or =false\n")
 
 
+def test_how_what_is_meant_is_said_on_the_command_line():
+    finding = named("odd", sick("odd", "even", "who knows", 'make it even; if it is meant: expect={"tied": True}'))
+    assert telling.as_text(Report("x", (finding,))).endswith("\nif what odd found is meant: --expect tied=true\n")
+    finding = replace(finding, remedy='leave expect={"tied": True} out')
+    assert "--expect" not in telling.as_text(Report("x", (finding,)))
+
+
 def test_line_by_line_on_a_narrow_terminal():
     lines = telling.as_text(REPORT, 80).splitlines()
     start = lines.index("✗ future")

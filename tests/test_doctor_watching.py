@@ -12,6 +12,7 @@ import pytest
 import torch
 import zoo
 
+from handmade.doctor import checks
 from handmade.doctor.watching import watch
 from handmade.errors import ConfigError, PatientError
 
@@ -81,6 +82,9 @@ def test_nothing_is_found_in_a_healthy_script(name):
         f.check for f in report.of("healthy")
     }
     assert report.notes[0] == f"{name}.py ran for 8 steps; it was ended after 8 steps"
+    # What a script does not show is said, as everywhere.
+    assert {f.check for f in report.findings} == set(checks.BY_NAME)
+    assert "my_train.py:make" in report["split"].measured
 
 
 @no_cuda
@@ -111,6 +115,33 @@ def test_the_same_batch_is_a_question_until_it_is_answered(tmp_path):
     assert report.suspicious == ["same-batch"]
     assert "expect={'same_batch': True}" in report["same-batch"].question
     assert watch(script, steps=3, expect={"same_batch": True})["same-batch"].verdict == "healthy"
+
+
+TRANSLATING = """
+import torch, torch.nn as nn, torch.nn.functional as F
+torch.manual_seed(0)
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.source, self.target, self.head = nn.Embedding(9, 8), nn.Embedding(9, 8), nn.Linear(8, 9)
+    def forward(self, source, target):
+        return self.head(self.source(source).mean(1, keepdim=True) + self.target(target))
+model = Both()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+while True:
+    source, target = torch.randint(9, (4, 6)), torch.randint(9, (4, 7))
+    optimizer.zero_grad()
+    F.cross_entropy(model(source, target[:, :-1]).flatten(0, 1), ASKED.flatten()).backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "verdict"), [("target[:, 1:]", "healthy"), ("target[:, :-1]", "sick"), ("source", "sick")]
+)
+def test_the_tokens_of_an_encoder_decoder_are_those_that_it_continues(tmp_path, asked, verdict):
+    report = watch(written(tmp_path, TRANSLATING.replace("ASKED", asked)), steps=3)
+    assert report["targets"].verdict == verdict
 
 
 # How it runs

@@ -10,11 +10,13 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from handmade.config import describe, parse
+from handmade.doctor.importing import alone, telling
 from handmade.errors import ConfigError, PatientError, did_you_mean
 
 VOCABULARY = (
@@ -30,6 +32,8 @@ DEPTH = ("layers", "n_layer", "n_layers", "num_layers", "num_hidden_layers", "de
 CONFIGS = ("config", "cfg", "conf", "args", "hparams", "params", "configuration", "model_args", "model_config")
 CONFIG_ENDINGS = ("config", "configuration", "args", "arguments", "hparams", "hyperparameters", "settings")
 TOKENS = ("tokens", "token_ids", "ids", "idx", "input_ids", "inputs", "input", "x", "src", "sequence")
+BEGINNINGS = ("get_default_config", "default_config")
+"""What a class may call the config that it begins with: a function of its own, without arguments."""
 USUAL_CONTEXT = 64
 
 
@@ -174,8 +178,10 @@ def named(made: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in a line."""
+    """A value in a line. An object that only says where it lies in memory is shown by what it holds."""
     text = " ".join(repr(value).split())
+    if type(value).__repr__ is object.__repr__ and hasattr(value, "__dict__"):
+        text = f"{named(value)}({', '.join(f'{name}={one!r}' for name, one in vars(value).items())})"
     return text if len(text) <= 160 else f"{text[:159]}…"
 
 
@@ -222,8 +228,12 @@ def is_config_class(kind: type) -> bool:
 def config_for(
     made: Callable[..., Any], parameter: inspect.Parameter, kind: Any, asked: Asked, namespace: Mapping[str, Any]
 ) -> Any:
-    """The config that a model asks for: of the class in its annotation, or of the one in its file that fits its name,
-    or a copy of one that its file has made; else whatever was given by --arg. MISSING where it may be left out."""
+    """The config that a model asks for: the one that its class says it begins with, or one of the class in its
+    annotation, or of the one in its file that fits its name, or a copy of one that its file has made; else whatever was
+    given by --arg. MISSING where it may be left out."""
+    first = [one for name in BEGINNINGS if callable(one := getattr(made, name, None)) and not parameters_of(one)]
+    if first:
+        return with_settings(called(first[0], namespace), asked, namespace)
     if inspect.isclass(kind) and is_config_class(kind):
         return configured(kind, asked, namespace)
     values = [(name, value) for name, value in namespace.items() if not name.startswith("_")]
@@ -243,7 +253,7 @@ def config_for(
         or (name.lower() in CONFIGS and hasattr(value, "__dict__") and not callable(value))
     ]
     if ready:
-        return with_settings(copy.deepcopy(ready[0]), asked)
+        return with_settings(copy.deepcopy(ready[0]), asked, namespace)
     if parameter.default is None:
         return MISSING
     return Settings(asked, named(made))
@@ -253,12 +263,33 @@ def configured(kind: Any, asked: Asked, namespace: Mapping[str, Any]) -> Any:
     """A config of a class: what its signature has is given to it, what it has besides is set on it."""
     call = call_of(kind, asked, namespace)
     require_closed(call, named(kind))
-    return with_settings(call(), asked)
+    config = called(call, namespace)
+    loose = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters_of(kind))
+    for names, size in ((VOCABULARY, asked.vocabulary), (CONTEXT, asked.context)):
+        # One that takes any name has no place yet for a size: nobody can know under which name it is looked for.
+        for name in names if loose and size is not None else ():
+            if isinstance(config, dict):
+                config.setdefault(name, size)
+            elif not hasattr(config, name):
+                setattr(config, name, size)
+    return with_settings(config, asked, namespace)
 
 
-def with_settings(config: Any, asked: Asked) -> Any:
-    """A config with what was asked for, where it has a place for it: a mapping's keys, an object's attributes."""
+def called(make: Callable[[], Any], namespace: Mapping[str, Any]) -> Any:
+    """What `make` returns. Raises PatientError where it fails: it is a person's code, in the file of `namespace`."""
+    path = Path(namespace.get("__file__") or ".")
+    with alone(path), telling(path, "the config cannot be made"):
+        return make()
+
+
+def with_settings(config: Any, asked: Asked, namespace: Mapping[str, Any]) -> Any:
+    """A config with what was asked for, where it has a place for it: a mapping's keys, an object's attributes, the
+    fields of a frozen dataclass."""
     mapping = isinstance(config, dict)
+    how = getattr(config, "__dataclass_params__", None)
+    frozen = how is not None and how.frozen
+    fields = {field.name for field in dataclasses.fields(config) if field.init} if frozen else set()
+    changed: dict[str, Any] = {}
     there = list(config) if mapping else [n for n in dir(config) if not n.startswith("_")]
     for name in there:
         present = config[name] if mapping else getattr(config, name, None)
@@ -266,12 +297,15 @@ def with_settings(config: Any, asked: Asked) -> Any:
             continue
         place = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=present)
         found = asked.value(place, inspect.Parameter.empty)
-        if found is not MISSING:
-            if mapping:
-                config[name] = found
-            else:
-                setattr(config, name, found)
-    return config
+        if found is MISSING or (type(found) is type(present) and found == present):
+            continue
+        if mapping:
+            config[name] = found
+        elif name in fields:
+            changed[name] = found
+        elif not frozen:
+            setattr(config, name, found)
+    return called(lambda: dataclasses.replace(config, **changed), namespace) if changed else config
 
 
 class Settings(dict):

@@ -65,8 +65,9 @@ def alone(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def telling(path: Path, what: str) -> Iterator[None]:
-    """Inside, an error of their code becomes a PatientError that says `what` went wrong, the error and their line."""
+def telling(path: Path, what: str, advice: str = "") -> Iterator[None]:
+    """Inside, an error of their code becomes a PatientError that says `what` went wrong, the error and their line, and
+    under it what may be done about it, where that is known."""
     try:
         yield
     except SyntaxError as problem:
@@ -88,7 +89,8 @@ def telling(path: Path, what: str) -> Iterator[None]:
         said = next((line.strip() for line in str(problem).splitlines() if line.strip()), "")
         kind = type(problem).__name__
         place, line = line_of(problem, path), source_of(problem, path)
-        raise PatientError(f"{place}: {kind}: {said}" + (quoted(line) or f" ({what})")) from problem
+        words = f"{place}: {kind}: {said}" + (quoted(line) or f" ({what})")
+        raise PatientError(f"{words}\n{advice}" if advice else words) from problem
 
 
 def quoted(line: str) -> str:

@@ -188,12 +188,23 @@ def builder(call: Call, path: Path, seed: int) -> Callable[[], Any]:
         random.seed(number)
         np.random.seed(number % 2**32)  # noqa: NPY002 (whoever draws from the old one)
         try:
-            with alone(path), telling(path, f"cannot be built as {call.words}"):
+            with alone(path), telling(path, f"cannot be built as {call.words}", built(call)):
                 return call()
         finally:
             set_generators(before)
 
     return build
+
+
+def built(call: Call) -> str:
+    """What is said under an error in what was called with arguments of ours: how, and what may be done."""
+    if not call.options:
+        return ""
+    return (
+        f"It was built as {call.words}.\n"
+        "Give what is missing or wrong with --vocab-size, --context or --arg NAME=VALUE, or write a function\n"
+        "without arguments that returns the model, and name that."
+    )
 
 
 def require_met(target: Target, seed: int = 0) -> None:

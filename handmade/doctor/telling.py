@@ -201,6 +201,12 @@ def closing(report: Report) -> list[RenderableType]:
     names = [found[1] for found in asked if found]
     if names:
         lines.append(verbatim(f"answered: --expect {names[0]}=true, or =false"))
+    for finding in report.of("sick"):
+        declared = re.search(r": expect=\{['\"](\w+)['\"]: (True|False)\}", finding.remedy)
+        if declared:
+            lines.append(
+                verbatim(f"if what {finding.check} found is meant: --expect {declared[1]}={declared[2].lower()}")
+            )
     return list(lines)
 
 

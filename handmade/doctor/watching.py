@@ -31,7 +31,7 @@ from handmade.doctor import checks
 from handmade.doctor.checks.seen import SEEN, moved, pairs
 from handmade.doctor.events import Backward, Forward, Scored, Stepped
 from handmade.doctor.examination import examine
-from handmade.doctor.findings import Report
+from handmade.doctor.findings import Finding, Report, worst_first
 from handmade.doctor.observation import Enough, Observation
 from handmade.doctor.rehearsing import Seen, Watched
 from handmade.doctor.snapshot import generators, set_generators
@@ -45,6 +45,7 @@ CHECKS = (
     "accumulation", "clipping", "schedule", "optimizer", "weight-decay", "training-mode", "finite", "same-batch",
 )  # fmt: skip
 """What is told from the steps; beside it the quick checks of the model."""
+ELSEWHERE = "a script does not show it: name a function that returns what there is, as in my_train.py:make"
 LEARNT = 0.7
 """A first loss below this share of ln V is not that of a model that begins: one that begins in the best way has 1."""
 
@@ -57,7 +58,8 @@ def watch(
     expect: Mapping[str, Any] | None = None,
     seconds: float = SECONDS,
 ) -> Report:
-    """Run `script words...` for so many steps of its optimizer, and examine what was seen, and its model.
+    """Run `script words...` for so many steps of its optimizer, and examine what was seen, and its model. What a script
+    does not show is in the report as not examined.
 
     A script that ends by itself after fewer steps, or with an error, is examined by those. `expect`: what was meant, as
     in `Given`. Raises ConfigError for a script that is not there, and PatientError for one that makes no step: with
@@ -78,7 +80,9 @@ def watch(
         names = [*CHECKS, *(c.name for c in checks.ALL if c.quick and c.name not in CHECKS)]
         report = examine(things, name=script.name, only=[*names, *SEEN])
     went = f"{script.name} ran for {seen.updates} steps; {seen.ended or ended}"
-    return replace(report, notes=(went, *notes, *report.notes))
+    made = {finding.check for finding in report.findings}
+    left = [Finding(one.name, "not examined", ELSEWHERE) for one in checks.ALL if one.name not in made]
+    return replace(report, findings=worst_first([*report.findings, *left]), notes=(went, *notes, *report.notes))
 
 
 def run(script: Path, main: types.ModuleType, seen: Observation) -> str:

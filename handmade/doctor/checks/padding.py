@@ -11,7 +11,7 @@ from torch import Tensor
 
 from handmade.doctor.anatomy import every_parameter
 from handmade.doctor.checks.base import Check, check
-from handmade.doctor.checks.padding_token import batches_of, padding_token
+from handmade.doctor.checks.padding_token import batches_of, lying, padding_token
 from handmade.doctor.findings import Finding, NotExamined, healthy, sick
 from handmade.doctor.patient import Patient
 from handmade.doctor.roles import moved_inputs, roles
@@ -315,7 +315,9 @@ def by_ids(padded: Padded) -> Finding:
 def padding_sides(patient: Patient) -> set[str]:
     """On which sides the rows of the person's batches are padded."""
     found = set()
-    rows = [row for inputs, _ in batches_of(patient) if inputs.dim() == 2 for row in inputs.tolist()]
+    padding = patient.given.padding
+    batches = batches_of(patient) if padding is None else lying(batches_of(patient), padding)
+    rows = [row for inputs, _ in batches if inputs.dim() == 2 for row in inputs.tolist()]
     for row in rows:
         if len(row) > 1 and row[0] == patient.given.padding:
             found.add("left")

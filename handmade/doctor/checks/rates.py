@@ -330,7 +330,8 @@ def waiting(patient: Patient, seen: Seen, schedulers: Sequence[LRScheduler]) -> 
                 "once a step",
                 f"{cause}; called once per epoch, one that reaches so far hardly moves",
                 remedy,
-                f"Is it stepped once per epoch, over {long} epochs? Then give steps=, those of the whole training",
+                f"Is it stepped once per epoch, over {long} epochs? Then give steps= of the whole training, in what a"
+                " function of yours returns: a script does not say it",
                 value=0.0,
                 limit=float(number),
             )

@@ -56,7 +56,7 @@ def training_mode(patient: Patient) -> Finding:
     return sick(
         measured,
         "none",
-        f"model.eval() was called and model.train() was not, so {', '.join(moody[:3])} does not do its work",
+        f"model.eval() was called and model.train() was not: what {', '.join(moody[:3])} does in training is not done",
         "call model.train() at the beginning of every training step, and after every evaluation",
         where=", ".join(moody[:3]),
         **details,

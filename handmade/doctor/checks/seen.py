@@ -26,11 +26,20 @@ def pairs(seen: Seen) -> list[tuple[Tensor, Tensor]]:
     found = []
     for update in seen.updates:
         for one in update.backwards:
-            tokens = [e.integers[0] for e in one.recorded if isinstance(e, Forward) and parameters(e) and e.integers]
+            calls = [e for e in one.recorded if isinstance(e, Forward) and parameters(e) and e.integers]
             scored = [e for e in one.recorded if isinstance(e, Scored)]
-            if tokens and scored and (pair := fitted(tokens[-1], scored[-1].targets)) is not None:
-                found.append(pair)
+            if not calls or not scored:
+                continue
+            # An encoder-decoder is called with a source too: the tokens are those that the targets continue.
+            several = [p for x in calls[-1].integers if (p := fitted(x, scored[-1].targets)) is not None]
+            found += sorted(several, key=likeness)[:1]
     return found
+
+
+def likeness(pair: tuple[Tensor, Tensor]) -> int:
+    """0 for tokens whose targets are the next ones, 1 for those moved otherwise, 2 where they are others."""
+    place = moved(*pair)
+    return 2 if place is None else int(place[0] != 1)
 
 
 def parameters(call: Forward) -> bool:
