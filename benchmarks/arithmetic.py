@@ -45,7 +45,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
             "train.steps=2500",
             "train.evaluate_every=625",
             "task.digits=10",
-            "task.hints=true",
+            "task.shared_positions=true",
             "task.test_problems=2000",
         ),
     ),
