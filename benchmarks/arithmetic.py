@@ -42,10 +42,10 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "sums of up to ten digits, longer ones asked": (
         "addition",
         (
-            "train.steps=2500",
-            "train.evaluate_every=625",
+            "train.steps=4000",
+            "train.evaluate_every=1000",
             "task.digits=10",
-            "task.hints=true",
+            "task.shared_positions=true",
             "task.test_problems=2000",
         ),
     ),

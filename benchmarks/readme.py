@@ -80,7 +80,9 @@ def arithmetic(found: dict[str, Any]) -> list[Row]:
         ("addition, fresh splits", "Sums of two digits, 2,500 learnt and 7,500 asked (100,672 parameters)"),
         ("addition, three digits", "Sums of three digits, 10,000 learnt of 1,000,000 and 50,000 others asked"),
         ("expressions of two and three", "Expressions of two and three digits, 9,150 learnt and 3,050 asked"),
-        ("sums of up to ten digits, longer ones asked", "Sums of up to ten digits with hints"),
+        ("fixed window, transformer", "The fixed-window transformer (101,201 parameters), sums of two digits"),
+        ("fixed window, dense", "The dense net beside it (2,514,353 parameters), the same sums"),
+        ("sums of up to ten digits, longer ones asked", "Sums of up to ten digits with shared positions"),
     ):
         case = found["cases"].get(name)
         if case is None:

@@ -21,7 +21,7 @@ from handmade.errors import ConfigError
 from handmade.layers import Linear, RMSNorm
 from handmade.layers.kernels import Module
 from handmade.layers.linear import require_sizes
-from handmade.positions import turn
+from handmade.positions import Place, turn
 
 # ---------------------------------------------------------------------------------------------------------------
 # The same result four ways, for reading. `scores` (T, T) say how much position t wants to know of position s;
@@ -293,7 +293,7 @@ def _reordered(part: Tensor, rows: Tensor, length: int) -> Tensor:
 
 class KeyValueCache:
     """A `LayerCache` for each layer, how many positions they hold (`length`), and the newest token of each row
-    (`last` (rows,), None while there is none)."""
+    (`last` (rows,), None while there is none); with shared positions, where each row stands (`place`)."""
 
     def __init__(
         self,
@@ -309,6 +309,7 @@ class KeyValueCache:
         self.capacity = capacity
         self.length = 0
         self.last: Tensor | None = None
+        self.place: Place | None = None
 
     def select(self, rows: Tensor) -> None:
         """Row i becomes what row `rows[i]` was: a beam goes on from another one. Shapes: rows (R,) int64."""
@@ -316,10 +317,12 @@ class KeyValueCache:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         if self.last is not None:
             self.last = self.last[rows]
+        if self.place is not None:
+            self.place = (self.place[0][rows], self.place[1][rows])
 
     def clear(self) -> None:
         """Forget everything; the memory stays."""
-        self.length, self.last = 0, None
+        self.length, self.last, self.place = 0, None, None
 
 
 class MeanOfPast(Module):

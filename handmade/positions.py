@@ -4,6 +4,7 @@
     learned      one trained vector per position, added to the embedding (`layers.Embedding`)
     sinusoidal   fixed waves of growing length, added to the embedding
     rotary       queries and keys are turned by an angle that grows with the position
+    shared       learned; digits of the same worth have the same position, in every number of a row
 
 B rows, T tokens, H heads, D features of a head, C width.
 """
@@ -27,6 +28,45 @@ def positions_of(length: int, new: int, starts: Tensor | None, device: torch.dev
     if starts is None:
         return columns
     return (columns - starts[:, None]).clamp(min=0)
+
+
+Place = tuple[Tensor, Tensor]
+"""Where each row stands: its origin, and how many digits its last number has so far. Shapes: (B,), (B,)."""
+
+
+def shared_positions(
+    tokens: Tensor, digits: tuple[int, int], origins: int | None = None, before: Place | None = None
+) -> tuple[Tensor, Place]:
+    """Positions that are counted anew in every number of a row, and where each row stands after its last token.
+
+        b  2  1  +  4  3  =  b  6  4            numbers backwards, ones first; b: the origin is 1
+        1  2  3  4  2  3  4  1  2  3
+
+    The n-th digit of a number stands at origin + n, and the sign behind its last digit one further: it says where
+    numbers end. So digits of the same worth stand at the same position, and find each other in numbers of any length.
+    From the token `origins` on, each token is an origin, the next one 1 further: it stands there itself, and all that
+    comes behind it is counted from there. By another origin for each row, positions that only long numbers would reach
+    are trained in short ones. Without one it is 0. `digits` are the first and the last token that is a digit. `before`
+    is what an earlier call said of tokens that these go on from.
+
+    Shapes: tokens (B, T) int64 -> (B, T) int64.
+    Source: Cho et al. 2024 (arXiv:2405.20671), section 3, position coupling, with a random start; McLeish et al. 2024
+    (arXiv:2405.17399), section 3.1, where they are counted from the tokens. The sign at the end is ours.
+    """
+    nothing = tokens.new_zeros(len(tokens))
+    origin, counted = (nothing, nothing) if before is None else before
+    columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    other = (tokens < digits[0]) | (tokens > digits[1])
+    ends = torch.where(other, columns, -1).cummax(1).values  # the last token that is no digit
+    last = torch.cat((ends.new_full((len(ends), 1), -1), ends[:, :-1]), dim=1)  # and before this one
+    place = columns - last + torch.where(last < 0, counted[:, None], 0)
+    origin = origin[:, None].expand_as(tokens)
+    if origins is not None:
+        is_origin = tokens >= origins
+        said = torch.where(is_origin, columns, -1).cummax(1).values
+        origin = torch.where(said < 0, origin, tokens.gather(1, said.clamp(min=0)) - origins)
+        place = place.masked_fill(is_origin, 0)
+    return origin + place, (origin[:, -1], place.masked_fill(other, 0)[:, -1])
 
 
 def sinusoidal(positions: Tensor, width: int, base: float = 10_000.0) -> Tensor:

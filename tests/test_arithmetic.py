@@ -15,6 +15,7 @@ from handmade.errors import ConfigError
 from handmade.generation import SamplingConfig, generate, greedy
 from handmade.models import GPT, Bigram, BigramConfig, FixedWindow, FixedWindowConfig, GPTConfig
 from handmade.optimizers import OptimizerConfig
+from handmade.positions import shared_positions
 from handmade.tasks import TASKS
 from handmade.tasks.arithmetic import reports
 from handmade.tasks.arithmetic.expressions import layouts
@@ -54,13 +55,17 @@ def problem(task: Any, prompt: str) -> np.ndarray:
         ("addition", {"operands": 3, "padded": False}, "5+12+7=", "5+12+7=42"),
         ("addition", {"operands": 3}, "99+99+99=", "99+99+99=792"),
         ("addition", {"digits": 4}, "9999+1=", "9999+0001=00001"),
-        ("addition", {"hints": True}, "12+34=", "a2b1+a4b3=a6b4c0"),
-        ("addition", {"hints": True, "padded": False}, "12+34=", "a2b1+a4b3=a6b4"),
-        ("addition", {"hints": True, "padded": False, "reversed": False}, "99+1=", "c9b9+b1=d1c0b0"),
-        ("subtraction", {"hints": True}, "12-34=", "a2b1-a4b3=a2b2-"),
-        ("addition", {"hints": True, "digits": 3}, "2+34=", "a2b0+a4b3=a6b3c0"),
-        ("addition", {"hints": True, "digits": 5}, "2+4=", "i2+i4=i6j0"),
-        ("multiplication", {"hints": True, "digits": 3, "lengths": "natural"}, "2*4=", "c2*c4=c8d0"),
+        ("addition", {"hints": True}, "12+34=", "c2d1+c4d3=c6d4e0"),
+        ("addition", {"hints": True, "padded": False}, "12+34=", "c2d1+c4d3=c6d4"),
+        ("addition", {"hints": True, "padded": False, "reversed": False}, "99+1=", "d9c9+c1=e1d0c0"),
+        ("subtraction", {"hints": True}, "12-34=", "c2d1-c4d3=c2d2-"),
+        ("addition", {"hints": True, "digits": 3}, "2+34=", "d2e0+d4e3=d6e3f0"),
+        ("addition", {"hints": True, "digits": 5}, "2+4=", "b2+b4=b6c0"),
+        ("multiplication", {"hints": True, "digits": 3, "lengths": "natural"}, "2*4=", "d2*d4=d8e0"),
+        ("addition", {"shared_positions": True}, "12+34=", "a21000+43000=a64000"),
+        ("addition", {"shared_positions": True, "padded": False}, "12+34=", "c21+43=c64"),
+        ("addition", {"shared_positions": True, "digits": 5}, "2+4=", "b20+40=b60"),
+        ("subtraction", {"shared_positions": True}, "12-34=", "a2100-4300=a2200-"),
         ("subtraction", {"reversed": False, "padded": False}, "34-12=", "34-12=22"),
         ("subtraction", {"reversed": False}, "12-34=", "12-34=-22"),
         ("subtraction", {}, "12-34=", "12-34=22-"),
@@ -110,6 +115,8 @@ def value(name: str, question: str, task: Any) -> str:
         ("addition", {"digits": 3}),
         ("addition", {"digits": 12, "operands": 3, "padded": False, "reversed": False, "lengths": "even"}),
         ("addition", {"hints": True, "padded": False, "digits": 10}),
+        ("addition", {"shared_positions": True, "digits": 10, "operands": 3}),
+        ("multiplication", {"shared_positions": True, "padded": False}),
         ("subtraction", {}),
         ("subtraction", {"digits": 5, "padded": False, "reversed": False}),
         ("multiplication", {"digits": 9}),
@@ -128,8 +135,8 @@ def test_right_answers_are_pythons(name, options):
     task = make(name, **options)
     problems = np.concatenate([task.split.train, task.split.test])
     for question, answer in zip(task.asked(problems), task.written(problems), strict=True):
-        question = re.sub("[a-zA-Z]", "", question)  # without hints, which turn numbers round
-        if options.get("hints"):
+        question = re.sub("[a-zA-Z]", "", question)  # without what turns numbers round
+        if options.get("hints") or options.get("shared_positions"):
             question = re.sub("[0-9]+", lambda number: number[0][::-1], question)
         assert task.shown(answer) == value(name, question, task), question
         assert task.right_answers([question]) == [task.shown(answer)]  # the same from what a person types
@@ -170,8 +177,64 @@ def test_hints_are_the_same_for_digits_of_the_same_worth():
         worth = {chr(lowest + place): 10**place for place in range(8)}
         first, second, total = (sum(worth[letter] * int(digit) for letter, digit in number) for number in numbers)
         assert first + second == total
-    with pytest.raises(ConfigError, match="the 7 letters of its hints are too few for so long numbers"):
+    with pytest.raises(ConfigError, match="the 7 letters of its rows are too few for so long numbers"):
         task.right_answers(["1234567+1="])
+
+
+def test_digits_of_the_same_worth_share_a_position():
+    """In longer numbers too, with the origins that there are; and all origins are used in training."""
+    task = make("addition", shared_positions=True, digits=3, train_problems=400)
+    model = task.choose("gpt", 60.0, torch.device("cpu"), {}).tables["model"]
+    digits, origins = model["digit_tokens"], model["origin_token"]
+    assert task.tokenizer.decode(list(range(digits[0], digits[1] + 1))) == "0123456789"
+    assert task.tokenizer.decode(list(range(origins, task.tokenizer.vocab_size))) == "abcdefg"
+    reached = set()
+    longest = list(task.longer())[-1]
+    for problems, writer in ((task.split.train, task), (longest[2], longest[1])):
+        for question, answer in zip(writer.asked(problems), writer.written(problems), strict=True):
+            row = torch.tensor([task.tokenizer.encode(question + answer)])
+            ((places,), _) = shared_positions(row, digits, origins)
+            worth = [10.0 ** (int(place) - (ord(question[0]) - ord("a")) - 1) for place in places]
+            values = [[]]
+            for character, one in zip(question + answer, worth, strict=True):
+                if character in "+=":
+                    values.append([])
+                elif character.isdigit():
+                    values[-1].append(one * int(character))
+            first, second, total = map(sum, values)
+            assert first + second == total, question
+            if writer is task:
+                reached |= set(places.tolist())
+            else:
+                assert set(places.tolist()) <= reached  # no position is new
+    assert model["context"] == 1 + 3 * 7 + 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hints": True}, "shared_positions = True: must be false with hints"),
+        ({"operators": False}, "operators = False: must be true with shared positions"),
+        ({"reversed": False}, "reversed = False: must be true with shared positions"),
+    ],
+)
+def test_shared_positions_need_what_they_are_counted_from(options, message):
+    with pytest.raises(ConfigError, match=message):
+        make("addition", shared_positions=True, **options)
+
+
+def test_what_is_chosen_for_a_problem_says_nothing_about_it():
+    """Not whether a number is even, which the last bits of `keys` say."""
+    task = make("addition")
+    problems = task.enumerate()
+    odd = problems[:, 0] % 2 == 1
+    assert np.array_equal(keys(problems) % 2, problems.sum(1) % 2)
+    for salt in (0, 1):
+        picked = task.chosen(problems, np.full(len(problems), 7), salt)
+        for some in (odd, ~odd, problems.sum(1) % 2 == 1, problems.sum(1) > 99):
+            counts = np.bincount(picked[some], minlength=8)
+            assert counts.min() > 0.8 * counts.mean()  # four deviations
+    assert not np.array_equal(task.chosen(problems, np.full(len(problems), 7)), picked)
 
 
 def test_digits_and_holes():
@@ -450,7 +513,7 @@ def test_the_report():
     assert f"{broken}{right}1   it is {right}" in told["wrong answers"]
 
 
-@pytest.mark.parametrize("options", [{}, {"hints": True}, {"hints": True, "padded": False}])
+@pytest.mark.parametrize("options", [{}, {"hints": True}, {"hints": True, "padded": False}, {"shared_positions": True}])
 def test_the_report_where_nothing_is_wrong(options):
     """However sums are written: tables of no problems can be made too."""
     task = make("addition", digits=2, **options)

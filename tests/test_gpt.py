@@ -39,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "head_bias": True,
     },
     "pairs": {"pair_embedding": True, "embedding_norm": True, "norm": "rms", "positions": "rotary"},
+    "shared": {"positions": "shared", "digit_tokens": (3, 8), "origin_token": 10},
     "bare": {"norm": "none", "positions": "learned", "query_key_norm": True},
     "mean": {"mixing": "mean"},
     "mean alone": {"mixing": "mean", "hidden": 0, "residual": False, "norm": "none", "positions": "none", "layers": 1},
@@ -167,7 +168,7 @@ def test_padding_has_no_part_in_the_gradient(form):
     assert (model.embedding.weight.grad[tokens[0, 4]] != 0).any()
 
 
-@pytest.mark.parametrize("variant", ["gpt2", "grouped", "pairs", "mean"])
+@pytest.mark.parametrize("variant", ["gpt2", "grouped", "pairs", "shared", "mean"])
 def test_a_cache_goes_on_from_selected_rows(variant):
     model, tokens, chosen = make(variant), some_tokens(3, 6), torch.tensor([2, 2, 0, 1])
     cache = model.new_cache(3)
@@ -709,7 +710,18 @@ def test_the_first_loss_of_gpt2_at_its_width():
         ({"dropout": 1.0}, "GPTConfig.dropout = 1.0"),
         ({"attention_dropout": -0.1}, "GPTConfig.attention_dropout = -0.1"),
         ({"attention_dropout": math.nan}, "GPTConfig.attention_dropout = nan"),
-        ({"positions": "rotery"}, "must be one of none, learned, sinusoidal, rotary"),
+        ({"positions": "rotery"}, "must be one of none, learned, sinusoidal, rotary, shared"),
+        ({"positions": "shared"}, "digit_tokens = None: must be the first and the last digit, with shared positions"),
+        (
+            {"positions": "shared", "digit_tokens": (5, 4)},
+            "digit_tokens = (5, 4): must be the first and the last",
+        ),
+        (
+            {"positions": "shared", "digit_tokens": (2, 9), "origin_token": 9},
+            "origin_token = 9: must be above digit_tokens = (2, 9)",
+        ),
+        ({"digit_tokens": (2, 9)}, "digit_tokens = (2, 9): must be none: it goes with positions = 'shared' alone"),
+        ({"origin_token": 3}, "origin_token = 3: must be none: it goes with positions = 'shared' alone"),
         ({"activation": "gelu_new"}, "must be one of relu, gelu"),
         ({"layers": 2.5}, "GPTConfig.layers = 2.5: must be a whole number"),
     ],

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from layer_parity import few, normal, run, seeds
 
 from handmade.errors import ConfigError
-from handmade.positions import Rotary, frequencies, positions_of, sinusoidal, turn
+from handmade.positions import Rotary, frequencies, positions_of, shared_positions, sinusoidal, turn
 
 CPU = torch.device("cpu")
 
@@ -27,6 +27,52 @@ def test_positions_follow_the_cache():
 def test_positions_of_a_padded_row_count_from_its_start(length, new, starts):
     found = positions_of(length, new, torch.tensor(starts), CPU).tolist()
     assert found == [[max(0, column - start) for column in range(length, length + new)] for start in starts]
+
+
+# --- shared by digits of the same worth -------------------------------------------------------------------------
+
+DIGITS, ORIGINS = (3, 6), 8  # 0 .. 2 and 7 are signs, 8 and above origins
+
+
+def one_by_one(row: list[int], origins: int | None) -> list[int]:
+    """Token by token, as it is said."""
+    origin, digits, found = 0, 0, []
+    for token in row:
+        if origins is not None and token >= origins:
+            origin, digits = token - origins, 0
+            found.append(origin)
+        elif DIGITS[0] <= token <= DIGITS[1]:
+            digits += 1
+            found.append(origin + digits)
+        else:
+            found.append(origin + digits + 1)
+            digits = 0
+    return found
+
+
+@given(
+    rows=st.integers(1, 12).flatmap(
+        lambda size: st.lists(st.lists(st.integers(0, 11), min_size=size, max_size=size), min_size=1, max_size=3)
+    ),
+    origins=st.sampled_from([None, ORIGINS]),
+    cut=st.integers(0, 12),
+)
+def test_shared_positions_equal_those_counted_one_by_one(rows, origins, cut):
+    """At once, and in two parts of which the second goes on from where the first stood."""
+    tokens = torch.tensor(rows)
+    found, place = shared_positions(tokens, DIGITS, origins)
+    assert found.tolist() == [one_by_one(row, origins) for row in rows]
+    if 0 < cut < tokens.shape[1]:
+        first, middle = shared_positions(tokens[:, :cut], DIGITS, origins)
+        second, end = shared_positions(tokens[:, cut:], DIGITS, origins, middle)
+        assert torch.equal(torch.cat((first, second), dim=1), found)
+        assert all(torch.equal(one, other) for one, other in zip(end, place, strict=True))
+
+
+def test_shared_positions_of_the_docstring():
+    characters = "0123456789+=ab"
+    row = torch.tensor([[characters.index(character) for character in "b21+43=b64"]])
+    assert shared_positions(row, (0, 9), 12)[0].tolist() == [[1, 2, 3, 4, 2, 3, 4, 1, 2, 3]]
 
 
 # --- sinusoidal ------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from handmade.errors import ConfigError
 from handmade.layers import Dropout, Embedding, Linear
 from handmade.layers.kernels import Module
 from handmade.models.blocks import Block, FeedForward, Head, default_hidden, draw_layers, heads_that_fit, make_norm
-from handmade.positions import Rotary, positions_of, sinusoidal
+from handmade.positions import Rotary, positions_of, shared_positions, sinusoidal
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,14 @@ class GPTConfig(Config):
     pair_embedding: bool = False
     """Add a learned vector for each pair of a token and the one before it: what usually follows two characters
     need not be worked out by attention. For small vocabularies: a row for every pair (PairEmbedding)."""
-    positions: Literal["none", "learned", "sinusoidal", "rotary"] = "learned"
+    positions: Literal["none", "learned", "sinusoidal", "rotary", "shared"] = "learned"
+    """"shared": learned, and digits of the same worth have the same one, in every number of a row
+    (`positions.shared_positions`)."""
     rotary_base: float = 10_000.0
+    digit_tokens: tuple[int, int] | None = None
+    """With shared positions: the first and the last of the tokens that are digits."""
+    origin_token: int | None = None
+    """With shared positions: from this one on, tokens say where the positions of a row begin. None: at 0."""
     query_key_norm: bool = False
     bias: bool = True
     """Biases in linear layers and LayerNorm."""
@@ -108,6 +114,14 @@ class GPTConfig(Config):
             self.fail("zero_projections", "must be false with residual = false: the stream would be zero and stay so")
         if self.positions == "rotary" and self.head_features % 2:
             self.fail("positions", f"rotary needs an even number of features a head, not {self.head_features}")
+        if self.positions == "shared":
+            first, last = self.digit_tokens or (1, 0)
+            self.require("digit_tokens", 0 <= first <= last, "the first and the last digit, with shared positions")
+            where = f"above digit_tokens = {self.digit_tokens}"
+            self.require("origin_token", self.origin_token is None or self.origin_token > last, where)
+        for field in ("digit_tokens", "origin_token"):
+            unused = self.positions == "shared" or getattr(self, field) is None
+            self.require(field, unused, "none: it goes with positions = 'shared' alone")
         if self.positions == "sinusoidal":
             self.require("width", self.width % 2 == 0, "even for sinusoidal positions")
         if self.pair_embedding:
@@ -175,7 +189,7 @@ class GPT(Module):
         c = config
         self.embedding = Embedding(c.vocab_size, c.width)
         self.pair_embedding = PairEmbedding(c.vocab_size, c.width) if c.pair_embedding else None
-        self.position = Embedding(c.context, c.width) if c.positions == "learned" else None
+        self.position = Embedding(c.context, c.width) if c.positions in ("learned", "shared") else None
         self.embedding_norm = make_norm(c.norm if c.embedding_norm else "none", c.width, c.bias)
         self.rotary = Rotary(c.head_features, c.context, c.rotary_base) if c.positions == "rotary" else None
         self.dropout = Dropout(c.dropout)
@@ -259,7 +273,9 @@ class GPT(Module):
             x = x + self.pair_embedding(tokens, before, None if starts is None else starts - length)
         where = slice(length, length + new) if starts is None else positions_of(length, new, starts, tokens.device)
         rotation = None
-        if self.position is not None:
+        if self.position is not None and self.config.positions == "shared":
+            x = x + self.position(self._shared(tokens, cache, None if starts is None else starts - length))
+        elif self.position is not None:
             x = x + (self.position.weight[where] if starts is None else self.position(where))
         elif self.config.positions == "sinusoidal":
             place = positions_of(length, new, starts, tokens.device)
@@ -273,6 +289,20 @@ class GPT(Module):
         if cache is not None:
             cache.length, cache.last = length + new, tokens[:, -1]
         return self.norm(x)
+
+    def _shared(self, tokens: Tensor, cache: KeyValueCache | None, starts: Tensor | None) -> Tensor:
+        """Shared positions, at most the last one that there is; `starts` (B,) are the columns where rows begin.
+        Shapes: (B, T) -> (B, T) int64."""
+        c = self.config
+        assert c.digit_tokens is not None
+        if starts is not None:  # what stands before a row is neither a digit nor an origin
+            columns = torch.arange(tokens.shape[1], device=tokens.device)
+            tokens = tokens.masked_fill(columns < starts[:, None], -1)
+        before = None if cache is None else cache.place
+        found, place = shared_positions(tokens, c.digit_tokens, c.origin_token, before)
+        if cache is not None:
+            cache.place = place
+        return found.clamp(max=c.context - 1)
 
     def forward(self, tokens: Tensor, cache: KeyValueCache | None = None, starts: Tensor | None = None) -> Tensor:
         """Shapes: (B, T) int64 -> (B, T, V) float32. See `hidden` for `cache` and `starts`."""

@@ -5,6 +5,8 @@
     12+34=640       and padded: every answer has the same length, so where a digit stands says what it is worth
     1234640         digits only: what stands where is known, so signs say nothing
     b2c1+b4c3=b6c4  with hints: a letter says what a digit is worth, wherever it stands
+    b21+43=b64      with shared positions: digits of the same worth have the same one, and a letter says from where
+                    they are counted
 
 What a person types and reads is always the first: `12+34=` and `46`.
 """
@@ -19,12 +21,12 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from handmade.errors import ConfigError
-from handmade.tasks.arithmetic.problems import ProblemConfig, keys
+from handmade.tasks.arithmetic.problems import ProblemConfig, keys, scattered
 from handmade.tasks.arithmetic.strings import DIGITS, HOLE, constant, digit_columns, digit_count, joined
 from handmade.tasks.arithmetic.task import ArithmeticTask
 from handmade.tasks.base import Tables
 
-LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJ"  # hints: for twice the digits, as many as an answer may have
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJ"  # for twice the digits, as many as an answer may have
 SHARED = "+*=()" + DIGITS
 """The tokens of all tasks of plain arithmetic, expressions too: with padding and end 17."""
 LONGER_PROBLEMS = 1_000  # of each length that was not trained on
@@ -44,7 +46,8 @@ class NumberConfig(ProblemConfig):
     numbers: the letter that an answer begins with is then the first of its row."""
     padded: bool = True
     """Write zeros before a number, so that all operands have one length, and all answers. With hints: those of one
-    problem."""
+    problem. With shared positions too, and up to as many zeros as there are positions for: a model that has met zeros
+    that far away is not led astray by digits there."""
     operators: bool = True
     """Write the operator and the equals sign; without them the digits alone, which have to be padded."""
     tokens: Literal["own", "shared"] = "own"
@@ -55,6 +58,10 @@ class NumberConfig(ProblemConfig):
     """Write a letter before each digit, the same for digits of the same worth: digits that belong together are found
     by their letters, in numbers longer than any trained on too. The first letter changes from problem to problem, so
     that all are learnt."""
+    shared_positions: bool = False
+    """Digits of the same worth have the same position, in all numbers of a row: digits that belong together are found
+    by their positions, in numbers longer than any trained on too. A letter before the question and before the answer
+    says from where positions are counted; it changes from problem to problem, so that all are learnt."""
 
     most_digits: ClassVar[int] = 17  # 64 bits hold 18, and an answer has one more
 
@@ -64,6 +71,15 @@ class NumberConfig(ProblemConfig):
         self.require("digits", 1 <= self.digits <= most, f"from 1 to {most}: an answer has to fit 64 bits")
         if not self.operators:
             self.require("padded", self.padded, "true without operators: nothing else tells two numbers apart")
+        if self.shared_positions:
+            self.require("shared_positions", not self.hints, "false with hints: one of them says what a digit is worth")
+            self.require("operators", self.operators, "true with shared positions, which are counted from a sign on")
+            self.require("reversed", self.reversed, "true with shared positions, which are counted from the ones")
+
+    @property
+    def for_longer(self) -> bool:
+        """Whether rows are written for numbers longer than any trained on: all backwards, of all lengths alike."""
+        return self.hints or self.shared_positions
 
 
 HINTED_PROBLEMS = 50_000  # to train on
@@ -73,6 +89,15 @@ HINTED: Tables = {
     "model": {"positions": "none", "pair_embedding": True, "heads": 2},
     "train": {"batch": 64, "compile": "no"},  # batches differ in width
 }
+
+
+def with_shared_positions(config: NumberConfig) -> Tables:
+    """The same with shared positions. The vocabulary is padding, end, signs, digits, letters."""
+    digits = 2 + (SHARED.index("0") if config.tokens == "shared" else 2)
+    tokens = {"digit_tokens": (digits, digits + 9), "origin_token": digits + 10}
+    # One layer is enough, since nothing has to be worked out before digits find each other; two learn what fits the
+    # lengths that were trained on alone.
+    return {**HINTED, "model": {"positions": "shared", "layers": 1, "heads": 4, **tokens}}
 
 
 class NumberTask(ArithmeticTask):
@@ -108,11 +133,11 @@ class NumberTask(ArithmeticTask):
 
     @property
     def even(self) -> bool:
-        return (self.config.lengths or ("even" if self.config.hints else "natural")) == "even"
+        return (self.config.lengths or ("even" if self.config.for_longer else "natural")) == "even"
 
     def vocabulary(self) -> str:
         c = self.config
-        letters = LETTERS[: 2 * c.digits + self.answer_width - c.digits] if c.hints else ""
+        letters = LETTERS[: 2 * c.digits + self.answer_width - c.digits] if c.for_longer else ""
         if c.tokens == "shared":
             return SHARED + letters
         return (f"{self.sign}=" if c.operators else "") + DIGITS + letters
@@ -147,15 +172,15 @@ class NumberTask(ArithmeticTask):
 
     @classmethod
     def recipe(cls, config: NumberConfig) -> Tables:
-        return HINTED if config.hints else {}
+        return with_shared_positions(config) if config.shared_positions else HINTED if config.hints else {}
 
     def most(self) -> int:
-        return HINTED_PROBLEMS if self.config.hints else self.most_train
+        return HINTED_PROBLEMS if self.config.for_longer else self.most_train
 
     @property
     def room(self) -> int:
-        """With hints, of the longest problems that `longer` has."""
-        if not self.config.hints:
+        """Where longer ones are meant to be answered, of the longest problems that `longer` has."""
+        if not self.config.for_longer:
             return self.context
         return max([self.context, *(task.rows(some).inputs.shape[1] for _, task, some in self.longer())])
 
@@ -175,10 +200,15 @@ class NumberTask(ArithmeticTask):
     # Rows
 
     def widths(self, problems: np.ndarray) -> np.ndarray:
-        """Digits of a padded operand: those of the largest of all, and with hints of the largest in its problem.
+        """Digits of a padded operand: those of the largest of all, and with hints of the largest in its problem. With
+        shared positions up to as many as there are positions for, so that short numbers have far digits too: zeros.
         Shapes: (N, k) -> (N,)."""
         own = digit_count(problems.max(1, initial=0))
-        if self.config.hints:
+        if self.config.shared_positions and self.config.padded:
+            most = min(self.letters, self.config.most_digits + 1)
+            room = int((self.solution_widths(np.arange(1, most + 1)) <= most).sum())
+            return own + self.chosen(problems, np.maximum(room - own, 0), salt=1)
+        if self.config.for_longer:
             return own
         return np.full(len(problems), max(self.config.digits, int(own.max(initial=0))))
 
@@ -188,14 +218,17 @@ class NumberTask(ArithmeticTask):
     def questions(self, problems: np.ndarray) -> np.ndarray:
         c, rows = self.config, len(problems)
         widths, first = self.widths(problems), self.first_letters(problems)
-        parts: list[np.ndarray] = []
+        origin = [first[:, None].astype(np.uint8)] if c.shared_positions else []
+        if c.shared_positions:  # as wide as the answer: what is carried out of the last digits has zeros above it
+            widths = self.solution_widths(widths)
+        parts: list[np.ndarray] = [*origin]
         for place in range(problems.shape[1]):
             if place and c.operators:
                 parts.append(constant(self.token(self.sign), rows))
-            parts.append(self.number(problems[:, place], widths, first, c.hints and c.reversed))
+            parts.append(self.number(problems[:, place], widths, first, c.for_longer and c.reversed))
         if c.operators:
             parts.append(constant(self.token("="), rows))
-        return joined(parts)
+        return joined([*parts, *origin])
 
     def solutions(self, problems: np.ndarray) -> np.ndarray:
         widths, first = self.solution_widths(self.widths(problems)), self.first_letters(problems)
@@ -214,13 +247,23 @@ class NumberTask(ArithmeticTask):
     def first_letters(self, problems: np.ndarray) -> np.ndarray:
         """The token of the letter of the ones, for each problem its own, always the same. Shapes: (N, k) -> (N,).
         Raises ConfigError where there are too few letters for the longest answer."""
-        if not self.config.hints:
+        if not self.config.for_longer:
             return np.zeros(len(problems), dtype=np.int64)
-        letters = sum(character.isalpha() for character in self.tokenizer.characters)
-        spare = letters - self.solution_widths(self.widths(problems))
+        spare = self.letters - self.solution_widths(self.widths(problems))
         if spare.min(initial=0) < 0:
-            raise ConfigError(f"{self.name}: the {letters} letters of its hints are too few for so long numbers.")
-        return self.token(LETTERS[0]) + (keys(problems) % (spare + 1).astype(np.uint64)).astype(np.int64)
+            many = f"the {self.letters} letters of its rows are too few for so long numbers"
+            raise ConfigError(f"{self.name}: {many}. More come with a higher task.digits, in training.")
+        return self.token(LETTERS[0]) + self.chosen(problems, spare)
+
+    @property
+    def letters(self) -> int:
+        """How many letters there are."""
+        return sum(character.isalpha() for character in self.tokenizer.characters)
+
+    def chosen(self, problems: np.ndarray, most: np.ndarray, salt: int = 0) -> np.ndarray:
+        """A number from 0 to `most` (N,) for each problem, its own, always the same, which says nothing about it.
+        Another `salt`, other numbers. Shapes: (N, k) -> (N,)."""
+        return (scattered(keys(problems) + np.uint64(salt)) % (most + 1).astype(np.uint64)).astype(np.int64)
 
     def solution_widths(self, widths: np.ndarray) -> np.ndarray:
         """Digits of padded answers to problems with operands of so many, also of more than the task's.

@@ -40,6 +40,7 @@ class Addition(NumberTask):
         12+34=64      padded=false
         1234640       operators=false
         b2c1+b4c3=b6c4  hints=true, padded=false: b are the ones here, c the tens; all numbers are reversed
+        b21+43=b64      shared_positions=true, padded=false: the position of the ones is the one behind that of b
         5+12+7=42     operands=3, padded=false: 24 reversed
 
     Reversed, because a carry goes from the last digit to the first: written forwards, the first digit of 99+1=100 can
@@ -47,7 +48,8 @@ class Addition(NumberTask):
     Two digits make 10,000 problems, of which 2,500 are trained on and 7,500 tested: a model that learns them by heart
     gets the 7,500 wrong.
     Source: minGPT's adder has the same trick of the reversed answer; Lee et al. 2023, section 4 (arXiv:2307.03381),
-    compares the formats; Zhou et al. 2023 (arXiv:2310.16028) write index hints, for numbers longer than any trained on.
+    compares the formats; for numbers longer than any trained on Zhou et al. 2023 (arXiv:2310.16028) write index hints,
+    and Cho et al. 2024 (arXiv:2405.20671) share positions among digits of the same worth.
     """
 
     name = "addition"
@@ -175,6 +177,8 @@ class ModularConfig(ProblemConfig):
     lengths: ClassVar[str | None] = None
     operators: ClassVar[bool] = True
     hints: ClassVar[bool] = False
+    shared_positions: ClassVar[bool] = False
+    for_longer: ClassVar[bool] = False
     tokens: ClassVar[str] = "own"
     most_digits: ClassVar[int] = 9
 

@@ -102,3 +102,13 @@ def keys(rows: np.ndarray) -> np.ndarray:
     for column, factor in enumerate(factors):
         total += rows[:, column].astype(np.int64).view(np.uint64) * factor  # modulo 2^64
     return total
+
+
+def scattered(numbers: np.ndarray) -> np.ndarray:
+    """Numbers whose every bit hangs on all bits of those given: the last bits of `keys` hang on the last bits of the
+    problems alone, and would give them away. Shapes: (N,) uint64 -> (N,) uint64.
+    Source: mix64variant13 of Steele, Lea and Flood 2014, Fast splittable pseudorandom number generators."""
+    mixed = numbers
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
