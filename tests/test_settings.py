@@ -68,7 +68,7 @@ def test_none_is_a_word_where_the_option_has_it():
         ("model.layers=", "model.layers = : must be a whole number."),
         (
             "model.positions=rotery",
-            "model.positions = rotery: must be one of none, learned, sinusoidal, rotary. Did you mean rotary?",
+            "model.positions = rotery: must be one of none, learned, sinusoidal, rotary, shared. Did you mean rotary?",
         ),
         ("train.clip=some", "train.clip = some: must be a number or none."),
     ],
