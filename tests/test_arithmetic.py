@@ -192,7 +192,7 @@ def test_digits_of_the_same_worth_share_a_position():
     longest = list(task.longer())[-1]
     for problems, writer in ((task.split.train, task), (longest[2], longest[1])):
         for question, answer in zip(writer.asked(problems), writer.written(problems), strict=True):
-            row = torch.tensor([task.tokenizer.encode(question + answer)])
+            row = torch.from_numpy(task.tokenizer.encode(question + answer).astype(np.int64))[None]
             ((places,), _) = shared_positions(row, digits, origins)
             worth = [10.0 ** (int(place) - (ord(question[0]) - ord("a")) - 1) for place in places]
             values = [[]]
