@@ -64,7 +64,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "fixed window, dense": (
         "addition",
-        (*WINDOW, "model.body=dense", "train.steps=1200", "train.batch=32", "train.evaluate_every=300"),
+        (*WINDOW, "model.body=dense", "train.steps=3500", "train.batch=32", "train.evaluate_every=500"),
     ),
     "addition, LSTM": ("addition", ("--model=recurrent", "train.steps=1500", "train.evaluate_every=150")),
     "addition, MLP": ("addition", ("--model=mlp", "train.steps=1500", "train.evaluate_every=150")),
