@@ -191,7 +191,10 @@ def test_a_text_is_told_as_it_was_read(trained, monkeypatch):
 def test_batches_may_be_drawn_while_a_step_is_made(trained):
     """As whoever watches a step may want to."""
     things = given(trained / "text")
-    things.train_step(things.batches() for _ in itertools.count())
+    before = {name: tensor.clone() for name, tensor in things.model.state_dict().items()}
+    loss = things.train_step(things.batches() for _ in itertools.count())
+    assert 0 < loss < 10
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in things.model.state_dict().items())
 
 
 def test_problems_are_told_as_they_are_read(trained):

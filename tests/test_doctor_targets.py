@@ -473,7 +473,10 @@ def test_a_vocabulary_that_is_not_to_be_seen_is_asked_for(write):
 
 def test_what_takes_no_tokens_but_has_data_is_examined_for_that(write):
     write("def make():\n    return {'model': len, 'vocab_size': 5, 'train_data': 'abc', 'validation_data': 'abd'}\n")
-    targets.require_met(targets.given_of("mine.py:make"))
+    target = targets.given_of("mine.py:make")
+    targets.require_met(target)
+    assert Patient(target.given).failure is not None
+    assert (target.given.train_data, target.given.validation_data) == ("abc", "abd")
 
 
 # ---------------------------------------------------------------------------------------------------------------
