@@ -613,6 +613,19 @@ def test_a_solved_problem_is_shown_a_hard_one():
     assert "looks; not solved: the model writes " in figure.get_suptitle()
 
 
+def test_a_picture_of_a_long_problem_is_no_ribbon():
+    """Its heads stand under each other, none is left out, and no axes are empty."""
+    for digits in (2, 8):
+        task = make("addition", digits=digits, shared_positions=True)
+        tables = task.choose("gpt", 60.0, torch.device("cpu"), {}).tables["model"]
+        model = GPT(GPTConfig.from_dict({**tables, "vocab_size": task.tokenizer.vocab_size})).eval()
+        figure = attention_picture(task, model)
+        assert [axes.get_title() for axes in figure.axes] == [f"layer 1, head {head}" for head in (1, 2, 3, 4)]
+        wide, high = figure.get_size_inches()
+        assert wide < max(18, 20 * high)
+        assert len({axes.get_subplotspec().rowspan.start for axes in figure.axes}) == {2: 2, 8: 4}[digits]
+
+
 def test_a_picture_of_a_solved_problem_says_nothing_else(halfway):
     task, model = halfway
     chosen = solved(task, model)

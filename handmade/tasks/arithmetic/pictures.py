@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 500  # test problems of which one is shown
 CELL = 0.26  # inches of a token
+WIDEST = 16  # inches of heads side by side
 
 
 def solved(task: ArithmeticTask, model: nn.Module) -> np.ndarray:
@@ -47,8 +48,9 @@ def attention_rows(task: ArithmeticTask, model: nn.Module, problem: np.ndarray) 
 
 
 def attention_picture(task: ArithmeticTask, model: nn.Module) -> Any | None:
-    """A solved problem as a matplotlib Figure: a map for each head, layers from top to bottom; None for a model
-    without attention. Where the model has solved none, the title says what it answers instead."""
+    """A solved problem as a matplotlib Figure: a map for each head, layers from top to bottom, long problems with few
+    heads side by side; None for a model without attention. Where the model has solved none, the title says what it
+    answers instead."""
     problem = solved(task, model)
     layers = attention_rows(task, model, problem)
     if not layers:
@@ -61,17 +63,20 @@ def attention_picture(task: ArithmeticTask, model: nn.Module) -> Any | None:
     read = [shown(token) for token in task.tokenizer.decode(rows.inputs[0, :length])]
     written = [shown(token) for token in task.tokenizer.decode(rows.targets[0][rows.targets[0] != -100])]
     heads = layers[0].shape[0]
-    size = (1.2 + heads * (0.7 + CELL * len(read)), 1.1 + len(layers) * (0.8 + CELL * len(written)))
+    across, down = 0.7 + CELL * len(read), 0.8 + CELL * len(written)
+    columns = max(n for n in range(1, heads + 1) if heads % n == 0 and (n == 1 or n * across <= WIDEST))
+    lines = heads // columns  # of a layer
+    size = (1.2 + columns * across, 1.1 + len(layers) * lines * down)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     (answer,), (right,) = task.decoded(model, problem), task.written(problem)
     verdict = "" if answer == right else f"; not solved: the model writes {answer or 'nothing'}"
     title = f"{''.join(read)}   where each token of the answer looks{verdict}"
     figure.suptitle(title, fontsize=11, parse_math=False)
-    grid = figure.subplots(len(layers), heads, squeeze=False)
+    grid = figure.subplots(len(layers) * lines, columns, squeeze=False)
     for layer, weights in enumerate(layers):
         for head in range(heads):
-            axes = grid[layer][head]
+            axes = grid[layer * lines + head // columns][head % columns]
             axes.imshow(weights[head], cmap="Blues", vmin=0, vmax=1, aspect="equal")
             axes.set_xticks(range(len(read)), read, fontsize=8, parse_math=False)
             axes.set_yticks(range(len(written)), written, fontsize=8, parse_math=False)
