@@ -268,9 +268,9 @@ def test_a_row_does_not_depend_on_what_it_may_not_see(form):
 
 @both_forms
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("length", [3, 64])
+@pytest.mark.parametrize("length", [3, 64, 300])
 def test_in_bfloat16_no_further_off_than_the_kernel(form, groups, length):
-    # While training on a CPU, the fused form takes another way in bfloat16 (`attend_by_products`).
+    # While training on a CPU, the fused form takes other ways in bfloat16 (`attend_by_products`, `attend_in_pieces`).
     options = {"key_value_heads": groups, "causal": True, "query_key_norm": True}
     ours = build(form, lambda: Attention(32, 2, **options))
     theirs = Written(32, 2, groups, True, torch.ones(length, length).tril().bool(), ())
@@ -304,6 +304,29 @@ def test_two_products_equal_the_formula(mask, causal):
     ]
     for part, value in ways[0].items():
         torch.testing.assert_close(ways[1][part], value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 16, 17])
+def test_pieces_equal_the_formula(length, monkeypatch):
+    monkeypatch.setattr(attention, "PIECE", 2)
+    inputs = [normal(seed, 3, 2, length, 4) for seed in range(3)]
+    whole = run(lambda q, k, v: attend(q, k, v, causal=True, scale=0.3), inputs)
+    pieces = run(lambda q, k, v: attention.attend_in_pieces(q, k, v, scale=0.3), inputs)
+    for part, value in whole.items():
+        torch.testing.assert_close(pieces[part], value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("length", "calls"), [(128, 1), (129, 2), (512, 4), (2000, 4)])
+def test_long_rows_are_learnt_in_pieces(length, calls, monkeypatch):
+    seen = []
+    way = attention.attend_by_products
+    monkeypatch.setattr(
+        attention, "attend_by_products", lambda q, k, *rest: seen.append(k.shape[2]) or way(q, k, *rest)
+    )
+    parts = [normal(seed, 1, 1, length, 4).bfloat16() for seed in range(3)]
+    attention.attend_quickly(*parts, causal=True)
+    assert len(seen) == calls
+    assert seen[-1] == length
 
 
 @both_forms
