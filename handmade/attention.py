@@ -504,6 +504,8 @@ class Attention(Module):
         Shapes: (B, T, C) -> (B, T, H, D), and (B, T, key/value heads, D) twice.
         """
         heads = linear_at_once(x, [self.query, self.key, self.value]).unflatten(-1, (-1, self.features))
+        if self.norm is None and rotation is None:
+            return heads.split((self.heads, self.key_value_heads, self.key_value_heads), dim=2)
         turning, values = heads.split((self.heads + self.key_value_heads, self.key_value_heads), dim=2)
         if self.norm is not None:
             turning = self.norm(turning)
