@@ -46,14 +46,21 @@ class Rehearsal:
         if missing:
             self.say("picked", f"not compiled: {missing} on this machine")
             return self.measure(settled)
-        found, expected = None, self.seconds
-        if expected is None:
-            found = self.measure(settled)
-            expected = train.steps * found[1].step_seconds
-        if expected >= planning.COMPILE_FROM:
-            return self.compiled(settled, must=False)
-        self.say("picked", f"not compiled: that takes about {planning.COMPILE_SECONDS:.0f} s, too long to pay here")
-        return found or self.measure(settled)
+        plain = self.measure(settled)
+        if (self.seconds or train.steps * plain[1].step_seconds) < planning.COMPILE_FROM:
+            self.say("picked", f"not compiled: that takes about {planning.COMPILE_SECONDS:.0f} s, too long to pay here")
+            return plain
+        if device.type == "cpu" and settled.precision == "bfloat16":  # results/compile.json
+            self.say("picked", "not compiled: in bfloat16 a CPU is quicker without")
+            return plain
+        found = self.compiled(settled, must=False)
+        before, after = plain[1].step_seconds, found[1].step_seconds
+        if found[0].compiled and after > before:
+            self.say(
+                "picked", f"not compiled after all: a step took {1000 * after:.0f} ms, without {1000 * before:.0f} ms"
+            )
+            return plain
+        return found
 
     def compiled(self, train: TrainConfig, must: bool) -> tuple[Trainer, planning.Measured]:
         """With torch.compile; where that fails and is no `must`, without."""

@@ -240,12 +240,15 @@ def test_a_loop_over_time_is_not_compiled(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "compiler_missing", lambda device: None)
     monkeypatch.setattr(Trainer, "compile", lambda self: setattr(self, "compiled", True))
     monkeypatch.setattr(planning, "COMPILE_FROM", 0.0)
+    monkeypatch.setattr(planning, "measure", lambda *given: planning.Measured(1.0, 1.0, 1.0, 0.0, 1))
     book = tmp_path / "book.txt"
     book.write_text("a text that is there to be read. " * 40)
     found = {}
     for family in ("recurrent", "mlp"):
         said = found[family] = []
-        request = Request((str(book),), model=family, set=("train.steps=2",), out=tmp_path / family)
+        request = Request(
+            (str(book),), model=family, set=("train.steps=2", "train.precision=float32"), out=tmp_path / family
+        )
         job = jobs.new(request, lambda *line, said=said: said.append(line))
         assert job.trainer.compiled is (family == "mlp")
     assert ("picked", "not compiled: for a loop over time that takes minutes") in found["recurrent"]
@@ -266,7 +269,7 @@ def test_parameters_beyond_counting():
 def rehearse(monkeypatch):
     """A rehearsal where compiling is pretended. Returns whether it was compiled, and what was said."""
 
-    def run(wish, seconds=None, steps=10, step_seconds=1.0, broken=None, missing=None):
+    def run(wish, seconds=None, steps=10, step_seconds=1.0, broken=None, missing=None, precision="float32", slower=1.0):
         said = []
         monkeypatch.setattr(machine, "compiler_missing", lambda device: missing)
         monkeypatch.setattr(Trainer, "compile", lambda self: setattr(self, "compiled", True))
@@ -275,13 +278,13 @@ def rehearse(monkeypatch):
             if trainer.compiled and broken is not None:
                 trainer.one_step()  # it got that far
                 raise broken
-            return planning.Measured(step_seconds, 1.0, 1.0, 0.0, 1)
+            return planning.Measured(step_seconds * (slower if trainer.compiled else 1.0), 1.0, 1.0, 0.0, 1)
 
         monkeypatch.setattr(planning, "measure", measure)
         parts = small_trainer()
         tell = lambda label, sentence: said.append(sentence)  # noqa: E731
         rehearsal = Rehearsal(small_gpt, parts.task, OptimizerConfig(), parts.schedule, seconds, tell)
-        config = TrainConfig(steps=steps, batch=4, precision="float32", device="cpu", compile=wish)
+        config = TrainConfig(steps=steps, batch=4, precision=precision, device="cpu", compile=wish)
         trainer, _ = rehearsal.run(config, torch.device("cpu"))
         assert trainer.config.compile == ("yes" if trainer.compiled else "no")
         assert trainer.config.threads == torch.get_num_threads()
@@ -299,6 +302,10 @@ def rehearse(monkeypatch):
         ({"wish": "auto", "steps": 10}, False),
         ({"wish": "auto", "steps": 1000}, True),
         ({"wish": "auto", "seconds": 600.0, "missing": "there is no C++ compiler"}, False),
+        ({"wish": "auto", "seconds": 600.0, "slower": 1.1}, False),
+        ({"wish": "auto", "seconds": 600.0, "slower": 0.9}, True),
+        ({"wish": "auto", "seconds": 600.0, "precision": "bfloat16"}, False),
+        ({"wish": "yes", "steps": 1, "precision": "bfloat16"}, True),
         ({"wish": "yes", "steps": 1}, True),
         ({"wish": "no", "seconds": 600.0}, False),
     ],
@@ -311,6 +318,8 @@ def test_compiled_where_it_pays(rehearse, case, compiled):
         assert said[-1].startswith("compiled" if compiled else "not compiled")
     if "missing" in case:
         assert "there is no C++ compiler" in said[-1]
+    if not compiled and "slower" in case:
+        assert said[-1] == "not compiled after all: a step took 1100 ms, without 1000 ms"
 
 
 def test_a_compiler_that_fails(rehearse):
