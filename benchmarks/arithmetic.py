@@ -60,7 +60,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "fixed window, transformer": (
         "addition",
-        (*WINDOW, "train.steps=6500", "train.batch=32", "train.evaluate_every=500"),
+        (*WINDOW, "train.steps=5000", "train.batch=32", "train.evaluate_every=500"),
     ),
     "fixed window, dense": (
         "addition",
