@@ -457,7 +457,7 @@ class Attention(Module):
     ) -> Tensor:
         """`memory`: what is asked instead of x, or what `remember` made of it. `rotation`: the table of
         `positions.Rotary` for x. `cache` holds `length` positions already, which the new queries see too."""
-        if memory is None and self.fused and x.shape[1] > 1:
+        if memory is None and self.fused:
             queries, keys, values = self.project_at_once(x, rotation)
             keys, values = keys.transpose(1, 2), values.transpose(1, 2)  # (B, H, T, D)
         else:
@@ -497,13 +497,15 @@ class Attention(Module):
     def project_at_once(
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of self-attention from one product with the three matrices in one, queries and
-        keys normed and turned together: the numbers of three products, in a third of the calls. For a single token
-        putting the matrices together would cost more than the product.
+        """Queries, keys and values of self-attention, from one product with the three matrices in one; queries and keys
+        are normed and turned together: the same numbers in a third of the calls. For a single token putting the
+        matrices together would cost more than the products, so there what they make is put together.
 
         Shapes: (B, T, C) -> (B, T, H, D), and (B, T, key/value heads, D) twice.
         """
-        heads = linear_at_once(x, [self.query, self.key, self.value]).unflatten(-1, (-1, self.features))
+        layers = [self.query, self.key, self.value]
+        made = linear_at_once(x, layers) if x.shape[1] > 1 else torch.cat([layer(x) for layer in layers], dim=-1)
+        heads = made.unflatten(-1, (-1, self.features))
         if self.norm is None and rotation is None:
             return heads.split((self.heads, self.key_value_heads, self.key_value_heads), dim=2)
         turning, values = heads.split((self.heads + self.key_value_heads, self.key_value_heads), dim=2)
