@@ -94,7 +94,8 @@ class SquaredReLU(Module):
     """`squared_relu` as a layer. Shapes: x (...) -> (...)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fused and not torch.compiler.is_compiling():
+        # Ours is for the way back, which decoding never goes.
+        if self.fused and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return _SquaredReLU.apply(x)
         return squared_relu(x)
 
