@@ -117,8 +117,10 @@ class Rotary(Module):
         self.register_buffer("sine", angles.sin(), persistent=False)
 
     def forward(self, positions: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Shapes: (T,) or (B, T), or a slice of T positions -> cosine and sine (T, 1, D/2) or (B, T, 1, D/2)."""
-        return self.cosine[positions].unsqueeze(-2), self.sine[positions].unsqueeze(-2)
+        """What `turn` takes: cosine and sine for every feature, the sine of the first half negative.
+        Shapes: (T,) or (B, T), or a slice of T positions -> twice (T, 1, D) or (B, T, 1, D)."""
+        cosine, sine = self.cosine[positions].unsqueeze(-2), self.sine[positions].unsqueeze(-2)
+        return torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1)
 
 
 def turn(x: Tensor, table: tuple[Tensor, Tensor], fused: bool = True) -> Tensor:
@@ -127,8 +129,8 @@ def turn(x: Tensor, table: tuple[Tensor, Tensor], fused: bool = True) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     if fused:
         # The two halves in one pass each way, which counts where they are small.
-        turned = torch.cat((second, first), dim=-1) * torch.cat((-sine, sine), dim=-1)
-        return torch.addcmul(turned, x, torch.cat((cosine, cosine), dim=-1))
+        return torch.addcmul(torch.cat((second, first), dim=-1) * sine, x, cosine)
+    cosine, sine = cosine.chunk(2, dim=-1)[1], sine.chunk(2, dim=-1)[1]
     # A pair is a complex number; turning it is a product with e^(i a). torch has no complex bfloat16.
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     turned = torch.complex(first.to(wide), second.to(wide)) * torch.complex(cosine.to(wide), sine.to(wide))

@@ -98,9 +98,10 @@ class Written(nn.Module):
 
 
 def rotation_matrices(cosine: Tensor, sine: Tensor) -> Tensor:
-    """(T, 1, D/2) each -> (T, D, D): feature i and i + D/2 turn together."""
+    """(T, 1, D) each -> (T, D, D): feature i and i + D/2 turn together."""
+    half = cosine.shape[-1] // 2
     matrices = []
-    for c, s in zip(cosine[:, 0].double(), sine[:, 0].double(), strict=True):
+    for c, s in zip(cosine[:, 0, half:].double(), sine[:, 0, half:].double(), strict=True):
         matrices.append(torch.cat((torch.cat((c.diag(), -s.diag()), 1), torch.cat((s.diag(), c.diag()), 1)), 0))
     return torch.stack(matrices)
 
