@@ -20,7 +20,7 @@ from handmade.models import GPT, GPTConfig
 from handmade.optimizers import OptimizerConfig, build_optimizers
 from handmade.presets import find
 
-VOCABULARY, ROUNDS, STEPS = 65, 15, 10
+VOCABULARY, ROUNDS, STEPS = 65, 45, 10
 
 
 def ours(batch: torch.Tensor) -> Callable[[], None]:
