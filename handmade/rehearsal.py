@@ -64,7 +64,7 @@ class Rehearsal:
 
     def compiled(self, train: TrainConfig, must: bool) -> tuple[Trainer, planning.Measured]:
         """With torch.compile; where that fails and is no `must`, without."""
-        self.say("picked", f"compiled: that takes about {planning.COMPILE_SECONDS:.0f} s now, and quickens every step")
+        self.say("picked", f"compiled: that takes about {planning.COMPILE_SECONDS:.0f} s now")
         try:
             return self.measure(train.replace(compile="yes"))
         except Exception as problem:
