@@ -271,6 +271,8 @@ def hear(weights: Tensor) -> None:
 # ---------------------------------------------------------------------------------------------------------------
 # The part that models are made of
 
+KEPT = 2**19  # numbers of a matrix of which a cache keeps a copy, joined with others: of larger ones it would be much
+
 
 class LayerCache:
     """Keys and values of one layer, so that a new token asks the past without computing it again.
@@ -281,6 +283,17 @@ class LayerCache:
     ) -> None:
         self.keys = like.new_zeros(rows, heads, capacity, features if key_features is None else key_features)
         self.values = like.new_zeros(rows, heads, capacity, features)
+        self._joined: tuple[list[tuple[int, int]], Tensor, Tensor | None] | None = None
+
+    def joined(self, layers: list[Linear]) -> tuple[Tensor, Tensor | None]:
+        """`join_layers`, kept for the next token, column by column in memory, where a single row meets it faster. Made
+        anew when a weight has been changed since, or is another one."""
+        parts = [part for layer in layers for part in (layer.weight, layer.bias) if part is not None]
+        now = [(part.data_ptr(), 0 if part.is_inference() else part._version) for part in parts]
+        if self._joined is None or self._joined[0] != now:
+            weight, bias = join_layers(layers)
+            self._joined = (now, weight.t().contiguous().t(), bias)
+        return self._joined[1:]
 
     def extend(self, length: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, H, T, D) behind the `length` that are there; return everything so far (B, H, length + T, D).
@@ -458,7 +471,7 @@ class Attention(Module):
         """`memory`: what is asked instead of x, or what `remember` made of it. `rotation`: the table of
         `positions.Rotary` for x. `cache` holds `length` positions already, which the new queries see too."""
         if memory is None and self.fused:
-            queries, keys, values = self.project_at_once(x, rotation)
+            queries, keys, values = self.project_at_once(x, rotation, cache)
             keys, values = keys.transpose(1, 2), values.transpose(1, 2)  # (B, H, T, D)
         else:
             queries = self.query(x).unflatten(-1, (self.heads, self.features))  # (B, T, H, D)
@@ -495,16 +508,22 @@ class Attention(Module):
         return self.output(mixed.transpose(1, 2).flatten(-2))  # (B, T, H, D) -> (B, T, C)
 
     def project_at_once(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None, cache: LayerCache | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of self-attention, from one product with the three matrices in one; queries and keys
         are normed and turned together: the same numbers in a third of the calls. For a single token putting the
-        matrices together would cost more than the products, so there what they make is put together.
+        matrices together would cost more than the products: small ones are kept in the cache, and what large ones make
+        is put together.
 
         Shapes: (B, T, C) -> (B, T, H, D), and (B, T, key/value heads, D) twice.
         """
         layers = [self.query, self.key, self.value]
-        made = linear_at_once(x, layers) if x.shape[1] > 1 else torch.cat([layer(x) for layer in layers], dim=-1)
+        if x.shape[1] > 1:
+            made = F.linear(x, *join_layers(layers))
+        elif cache is not None and not torch.is_grad_enabled() and self.width**2 <= KEPT:
+            made = F.linear(x, *cache.joined(layers))
+        else:
+            made = torch.cat([layer(x) for layer in layers], dim=-1)
         heads = made.unflatten(-1, (-1, self.features))
         if self.norm is None and rotation is None:
             return heads.split((self.heads, self.key_value_heads, self.key_value_heads), dim=2)
@@ -519,7 +538,7 @@ class Attention(Module):
     def keys_and_values(self, source: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Of what is asked; by one product, except for a single token. Shapes: (B, S, C) -> (B, H, S, D) twice."""
         if self.fused and source.shape[1] > 1:
-            keys, values = linear_at_once(source, [self.key, self.value]).chunk(2, dim=-1)
+            keys, values = F.linear(source, *join_layers([self.key, self.value])).chunk(2, dim=-1)
         else:
             keys, values = self.key(source), self.value(source)
         keys = keys.unflatten(-1, (self.key_value_heads, self.features))  # (B, S, H, D)
@@ -536,8 +555,8 @@ class Attention(Module):
         return keys.contiguous(), values.contiguous()
 
 
-def linear_at_once(x: Tensor, layers: list[Linear]) -> Tensor:
-    """What several layers make of x, side by side, by one product. Shapes: (..., C) -> (..., sum of their features)."""
-    weight = torch.cat([layer.weight for layer in layers])
+def join_layers(layers: list[Linear]) -> tuple[Tensor, Tensor | None]:
+    """The weights of several layers that are given the same, and their biases, in one: what they make, side by side,
+    is then one product. Shapes: -> (sum of their features, C), (sum of their features,)."""
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    return F.linear(x, weight, torch.cat(biases) if biases else None)
+    return torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None

@@ -39,7 +39,7 @@ def build(form: str, make: Callable[[], Any]) -> Any:
 
 def assert_parity(ours: Any, theirs: Any, inputs: list[Tensor]) -> None:
     """`ours` equals the torch.nn module `theirs` on `inputs` (float ones are float64), after a state dict went
-    from one to the other and back."""
+    from one to the other and back; without gradients too, which may take another way."""
     theirs.load_state_dict(ours.state_dict())
     before = {name: value.clone() for name, value in ours.state_dict().items()}
     ours.load_state_dict(theirs.state_dict())
@@ -50,6 +50,10 @@ def assert_parity(ours: Any, theirs: Any, inputs: list[Tensor]) -> None:
     assert got.keys() == truth.keys()
     for name, value in truth.items():
         torch.testing.assert_close(got[name], value, rtol=1e-12, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+    with torch.no_grad():
+        for i, y in enumerate(flatten(copy.deepcopy(ours).double()(*inputs))):
+            torch.testing.assert_close(y, truth[f"output {i}"], rtol=1e-12, atol=1e-12)
 
     single = [x.float() if x.is_floating_point() else x for x in inputs]
     their_result = run(copy.deepcopy(theirs).float(), single)

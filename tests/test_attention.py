@@ -21,6 +21,7 @@ from handmade.attention import (
     by_loops,
     by_softmax,
     by_triangle,
+    join_layers,
     record,
 )
 from handmade.errors import ConfigError
@@ -360,18 +361,50 @@ def test_a_memory_is_projected_once_for_many_questions(form):
 
 @both_forms
 @few
-@given(chunks=st.lists(st.integers(1, 4), min_size=1, max_size=4), groups=st.integers(1, 2), seed=seeds)
-def test_cached_chunks_equal_one_pass(form, chunks, groups, seed):
+@given(
+    chunks=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    groups=st.integers(1, 2),
+    bias=st.booleans(),
+    learning=st.booleans(),
+    seed=seeds,
+)
+def test_cached_chunks_equal_one_pass(form, chunks, groups, bias, learning, seed):
     length = sum(chunks)
-    layer = build(form, lambda: Attention(8, 2, key_value_heads=groups, causal=True)).double()
+    layer = build(form, lambda: Attention(8, 2, key_value_heads=groups, causal=True, bias=bias)).double()
     x, table = normal(seed, 3, length, 8), Rotary(4, 16)(torch.arange(length))
     whole = layer(x, rotation=table)
     cache, done = LayerCache(3, groups, length, 4, like=x), 0
     for size in chunks:
         part = tuple(values[done : done + size] for values in table)
-        found = layer(x[:, done : done + size], rotation=part, cache=cache, length=done)
+        with torch.set_grad_enabled(learning):
+            found = layer(x[:, done : done + size], rotation=part, cache=cache, length=done)
         torch.testing.assert_close(found, whole[:, done : done + size], rtol=1e-12, atol=1e-12)
         done += size
+
+
+@torch.no_grad()
+def test_a_cache_keeps_small_matrices_joined_for_as_long_as_they_are_the_same(monkeypatch):
+    layer, x = build("fused", lambda: Attention(8, 2, causal=True)).double(), normal(0, 1, 6, 8)
+    cache = LayerCache(1, 2, 6, 4, like=x)
+    joined = []
+    monkeypatch.setattr(attention, "join_layers", lambda layers: joined.append(1) or join_layers(layers))
+
+    def token(t):
+        layer(x[:, t : t + 1], cache=cache, length=t)
+        keys, values = layer.keys_and_values(x[:, t : t + 1])
+        torch.testing.assert_close(cache.keys[:, :, t : t + 1], keys, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(cache.values[:, :, t : t + 1], values, rtol=1e-12, atol=1e-12)
+        return len(joined)
+
+    assert [token(0), token(1)] == [1, 1]
+    layer.key.weight.mul_(2)  # as an optimizer does
+    assert token(2) == 2
+    layer.value.bias.add_(1)
+    assert token(3) == 3
+    layer.value.weight = torch.nn.Parameter(layer.value.weight * 3)
+    assert token(4) == 4
+    monkeypatch.setattr(attention, "KEPT", 63)
+    assert token(5) == 4  # 64 numbers are many now: nothing is joined
 
 
 def test_cache_limits():

@@ -511,6 +511,15 @@ def test_dropout_is_for_training_alone():
         assert not torch.allclose(model(tokens), model(tokens)), field
 
 
+def test_a_dropout_that_is_turned_on_alone_acts():
+    # Draws of a model that is otherwise in evaluation: its layers' modes are their own.
+    model = make("gpt2", dropout=0.5).eval()
+    tokens = some_tokens(2, 8)
+    equal(model(tokens), model(tokens))
+    model.blocks[0].dropout.train()
+    assert not torch.allclose(model(tokens), model(tokens))
+
+
 def dropped_once(found: Tensor, whole: Tensor, p: float) -> None:
     """`found` is `whole` with a share `p` of zeros and the rest scaled up once."""
     kept = (found - whole / (1 - p)).abs() < 1e-9

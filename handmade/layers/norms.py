@@ -88,11 +88,12 @@ class RMSNorm(Module):
                 self.weight.fill_(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Ours is for the way back, which decoding never goes: there PyTorch's own is one call less for each token.
-        if self.fused and x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if self.fused and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Ours by hand is for the way back, which decoding never goes.
+            norm = _RootMeanSquare.apply if torch.is_grad_enabled() else by_root_mean_square
             if self.weight is None:
-                return _RootMeanSquare.apply(x, self.eps)
-            return (self.weight * _RootMeanSquare.apply(in_float32(x), self.eps)).to(x.dtype)
+                return norm(x, self.eps)
+            return (self.weight * norm(in_float32(x), self.eps)).to(x.dtype)
         if self.fused:
             # The kernel takes one dtype for both; with two it falls back to a slow way and warns.
             weight = None if self.weight is None else self.weight.to(x.dtype)
@@ -246,6 +247,15 @@ class _RootMeanSquare(torch.autograd.Function):
         # `product` is not needed any more: its memory takes the result.
         result = torch.mul(x, share.to(x.dtype), out=product)
         return result.add_(gradient).mul_(r.to(x.dtype)), None
+
+
+def by_root_mean_square(x: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) in as few calls as there are, which is what a single token costs: five, where
+    `F.rms_norm` makes eight of it on a CPU. In bfloat16 the sum of squares is taken in float32."""
+    wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    r = torch.addcmul(length.new_full((), eps), length, length, value=1 / x.shape[-1]).rsqrt_()
+    return x * r.to(x.dtype)
 
 
 def in_float32(x: Tensor) -> Tensor:

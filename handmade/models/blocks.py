@@ -159,7 +159,9 @@ class Block(Module):
 
     def join(self, x: Tensor, written: Tensor) -> Tensor:
         """The stream with what a part has written. Shapes: (B, T, C) twice -> (B, T, C)."""
-        return x + self.dropout(written) if self.residual else self.dropout(written)
+        if self.dropout.training:  # a call for nothing is a part of what a single token costs
+            written = self.dropout(written)
+        return x + written if self.residual else written
 
 
 class DecoderBlock(Block):
