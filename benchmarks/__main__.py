@@ -10,7 +10,7 @@ from handmade.errors import HandmadeError, did_you_mean
 # From quick to slow.
 NAMES = ("startup", "step", "sampling", "translating", "compile", "demo", "time_to_loss", "shakespeare")
 # What can be asked for by name.
-ASKED = (*NAMES, "gpu", "ladder_rates", "arithmetic", "translation", "doctor", "doctor_rivals")
+ASKED = (*NAMES, "threads", "gpu", "ladder_rates", "arithmetic", "translation", "doctor", "doctor_rivals")
 
 
 def main() -> None:

@@ -223,7 +223,7 @@ def _steps(
     finished: Callable[[int, int], bool] | None,
 ) -> Iterator[list[int | None]]:
     device = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
-    modules = list(model.modules())
+    modules, weights = list(model.modules()), weights_of(model)
     active = list(range(len(windows)))
     memory: Any = None
     fed, starts = torch.empty(0), None
@@ -238,7 +238,7 @@ def _steps(
         draws = None
         if sampling.temperature > 0:
             draws = torch.tensor([sources[row].random() for row in active], dtype=torch.float64)
-        with evaluating(modules):
+        with evaluating(modules), threads_for(fed, weights):
             chosen = _next(model, fed, memory, starts, sampling, draws)
         step: list[int | None] = [None] * len(windows)
         going = []
@@ -300,6 +300,33 @@ def evaluating(modules: list[nn.Module]) -> Iterator[None]:
             module.training = True
 
 
+def weights_of(model: nn.Module) -> int:
+    """Numbers that a step of the model reads: its parameters, a shared matrix counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+SHARED_FROM = 2**24  # weights times rows; below, one thread does a single token as fast as two: measured from 0.1 M up
+
+
+@contextmanager
+def threads_for(fed: Tensor, weights: int) -> Iterator[None]:
+    """One thread inside, where a step is too small to be shared: a single token of at most four rows on a CPU.
+
+    There several threads are no faster (`python -m benchmarks threads`), and they wait for each other dozens of times
+    a token. While any other process is busy, each wait may last until the system lets the other thread go on.
+    """
+    before, (rows, new) = torch.get_num_threads(), fed.shape
+    shared = new > 1 or rows > 4 or rows * weights > SHARED_FROM or fed.device.type != "cpu"
+    if shared or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def generate(
     model: nn.Module,
     prompts: Sequence[Iterable[int]],
@@ -342,11 +369,12 @@ def greedy(model: nn.Module, prompts: Tensor, tokens: int, end: int | None = Non
         raise ConfigError(f"{prompts.shape[1]} tokens and {tokens} more do not fit the context of {context}.")
     likeliest = SamplingConfig(temperature=0)
     memory: Any = model.new_cache(len(prompts))  # type: ignore[operator]
-    fed, found = prompts, []
+    fed, found, weights = prompts, [], weights_of(model)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=prompts.device)
     with evaluating(list(model.modules())):
         for _ in range(tokens):
-            chosen = _next(model, fed, memory, None, likeliest, None)
+            with threads_for(fed, weights):
+                chosen = _next(model, fed, memory, None, likeliest, None)
             if end is not None:
                 chosen = chosen.masked_fill(ended, end)
                 ended = ended | (chosen == end)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from handmade.attention import record
 from handmade.config import Config
 from handmade.errors import ConfigError, HandmadeError
-from handmade.generation import NOT_FINITE, SamplingConfig, choose, evaluating, row_seed
+from handmade.generation import NOT_FINITE, SamplingConfig, choose, evaluating, row_seed, threads_for, weights_of
 from handmade.models.blocks import DecoderBlock
 from handmade.pair_tokenizer import END, PAD, START, UNKNOWN
 
@@ -287,7 +287,7 @@ def _decode_batch(
 ) -> list[tuple[int, list[Hypothesis]]]:
     """(place in `sources`, its hypotheses) for every source, in the order in which they are done."""
     device = _device(model)
-    beams = tokens.beams
+    beams, weights = tokens.beams, weights_of(model)
     active = list(range(len(sources)))
     memory = model.encode(_padded(sources).to(device))
     cache = model.new_cache(memory, beams) if cached else None
@@ -295,8 +295,9 @@ def _decode_batch(
     found: list[tuple[int, list[Hypothesis]]] = []
     while True:
         own = None if draws is None else torch.tensor([draws[place].random() for place in active], dtype=torch.float64)
-        # The head of the last column only: V is large.
-        logits = model.head(model.decode_hidden(fed, memory, cache)[:, -1:])[:, -1]
+        with threads_for(fed, weights):
+            # The head of the last column only: V is large.
+            logits = model.head(model.decode_hidden(fed, memory, cache)[:, -1:])[:, -1]
         origin = search.step(*tokens.candidates(logits, own))
         over = search.over()
         if bool(over.any()):

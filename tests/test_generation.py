@@ -528,6 +528,46 @@ def test_generating_leaves_the_model_and_torchs_random_numbers_alone(recorded):
     model(torch.tensor([[1, 2]])).sum().backward()  # nothing made while generating is in the way
 
 
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "cache", "limit", "expected"),
+    [
+        (1, True, 2**24, [2, 1, 1, 1]),  # the prompt has more to do
+        (4, True, 2**24, [2, 1, 1, 1]),
+        (5, True, 2**24, [2, 2, 2, 2]),
+        (1, False, 2**24, [2, 2, 2, 2]),
+        (1, True, 100, [2, 2, 2, 2]),
+    ],
+)
+def test_single_tokens_of_a_small_model_take_one_thread(two_threads, monkeypatch, rows, cache, limit, expected):
+    monkeypatch.setattr(generation, "SHARED_FROM", limit)
+    model, threads = gpt(), []
+    model.embedding.register_forward_hook(lambda *_: threads.append(torch.get_num_threads()))
+    for _ in stream(model, [[1, 2]] * rows, 4, cache=cache):
+        assert torch.get_num_threads() == 2
+    assert threads == expected
+    threads.clear()
+    generation.greedy(model, torch.ones(rows, 2, dtype=torch.int64), 4)
+    assert not cache or threads == expected  # greedy always has one
+
+
+def test_an_error_in_a_step_gives_the_threads_back(two_threads):
+    model = gpt()
+    steps = stream(model, [[1]], 3)
+    next(steps)
+    with torch.no_grad():
+        model.head.weight.fill_(math.nan)
+    with pytest.raises(HandmadeError, match="not finite"):
+        next(steps)
+    assert torch.get_num_threads() == 2
+
+
 def test_an_empty_prompt_stands_for_the_start_token():
     model = gpt()
     assert generate(model, [[], [2, 3]], 9, start=7) == generate(model, [[7], [2, 3]], 9)
