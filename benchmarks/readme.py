@@ -1,5 +1,5 @@
-"""Copy the figures from results/ into README.md, docs/translation.md and docs/doctor.md, between their markers:
-`python -m benchmarks.readme`.
+"""Copy the figures from results/ into README.md, docs/tasks.md, docs/translation.md and docs/doctor.md, between their
+markers: `python -m benchmarks.readme`.
 
 A test proves that they say what results/ says.
 """
@@ -53,6 +53,12 @@ def sampling(found: dict[str, Any]) -> list[Row]:
         ),
         ("Rate at token 1,000 against token 300", f"{own['at_1000_over_at_300']:.2f}"),
     ]
+
+
+def threads(found: dict[str, Any]) -> list[Row]:
+    one, every = (found["tokens_per_second"][f"shakespeare, {name}, 1 busy"] for name in ("one thread", "all threads"))
+    what = "The same beside a process that keeps a core busy, on one thread, as it is done; on two"
+    return [(what, f"**{between(one, 0)}** tokens/s; {between(every, 0)}")]
 
 
 def demo(found: dict[str, Any]) -> list[Row]:
@@ -168,7 +174,7 @@ def figures() -> str:
     lines = ["| what | measured | file |", "| --- | --- | --- |"]
     machine = {}
     every = (
-        time_to_loss, demo, shakespeare, arithmetic, translation, translating, step, sampling, startup, doctor,
+        time_to_loss, demo, shakespeare, arithmetic, translation, translating, step, sampling, threads, startup, doctor,
         doctor_rivals,
     )  # fmt: skip
     for rows in every:
@@ -202,6 +208,73 @@ def ladder() -> str:
     return f"<details>\n<summary>The table</summary>\n\n{table}\n</details>"
 
 
+SUMS = {
+    "addition, fresh splits": "sums of two digits, reversed and padded",
+    "addition, twins together": "the same, twins on one side",
+    "addition, forwards": "the same, written forwards",
+    "addition, not padded": "the same, not padded",
+    "addition, digits only": "the same, digits only",
+    "addition, LSTM": "the same by an LSTM",
+    "addition, MLP": "the same by an MLP",
+    "fixed window, transformer": "the same by the fixed-window transformer",
+    "fixed window, dense": "the same by the fixed-window dense net",
+    "addition, three digits": "sums of three digits",
+    "sums of up to ten digits, longer ones asked": "sums of up to ten digits, shared positions",
+    "expressions of two and three": "expressions of two and three digits",
+    "expressions of up to four": "expressions of up to four digits",
+    "expressions of up to four, with steps": "the same, with steps",
+}
+
+TRAINED_ON = {
+    "expressions of two and three": "two and three digits",
+    "expressions of up to four": "two to four digits",
+    "expressions of up to four, with steps": "two to four digits, with steps",
+}
+
+
+def sums() -> str:
+    """All cases of arithmetic; expressions by how many digits they have, sums by length."""
+    found = read("arithmetic")
+    machine, cases = found["machine"], found["cases"]
+    lines = ["| problems | whole answers right | tokens right | right of the trained | seconds | parameters |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
+    for name, words in SUMS.items():
+        case = cases[name]
+        share = {"median": case["exact_match"], "min": case["worst"], "max": case["best"]}
+        right = between({key: 100 * value for key, value in share.items()}, 2)
+        tokens, trained = (f"{100 * case[key]:.1f} %" for key in ("token_accuracy", "train_exact_match"))
+        seconds = f"{case['train_seconds']:.1f}"
+        lines.append(f"| {words} | **{right} %** | {tokens} | {trained} | {seconds} | {case['parameters']:,} |")
+    lines += ["", "Expressions never seen, by how many digits they have:", ""]
+    lines += ["| trained on | 2 digits | 3 digits | 4 digits |", "| --- | ---: | ---: | ---: |"]
+    for name, words in TRAINED_ON.items():
+        kinds = [run["errors"]["length"] for run in found["runs"].values() if run["case"] == name]
+        parts = [part_right([kind.get(f"{count} operands") for kind in kinds]) for count in (2, 3, 4)]
+        lines.append(f"| {words} | {' | '.join(parts)} |")
+    longer = cases["sums of up to ten digits, longer ones asked"]["longer"]
+    lines += ["", "Sums with shared positions, trained on up to ten digits:", ""]
+    lines += ["| " + " | ".join(longer) + " |", "|" + " ---: |" * len(longer)]
+    lines += ["| " + " | ".join(f"{100 * part:.1f} %" for part in longer.values()) + " |"]
+    seeds = ", ".join(map(str, cases["addition"]["seeds"]))
+    lines += [
+        "",
+        f"Medians of seeds {seeds}, with the lowest and the highest; by digits, of all seeds together."
+        f" {machine['processor']}, one or two threads a run, torch {machine['torch']}. Again: `{found['command']}`;"
+        " every run, with its curve and its errors by kind, is in"
+        " [results/arithmetic.json](../results/arithmetic.json).",
+    ]
+    return "\n".join(lines)
+
+
+def part_right(kinds: list[dict[str, int] | None]) -> str:
+    """The share of right answers over several runs; a dash where there were no such problems."""
+    there = [kind for kind in kinds if kind]
+    if not there:
+        return "–"
+    right, problems = (sum(kind[key] for kind in there) for key in ("right", "problems"))
+    return f"{100 * right / problems:.1f} % of {problems // len(there):,}"
+
+
 def translations() -> str:
     """The models of translation side by side, and what the best of them writes."""
     if not (RESULTS / "translation.md").exists():
@@ -230,12 +303,19 @@ def zoo() -> str:
     return "\n".join(lines)
 
 
-PAGES = (README, *(README.parent / "docs" / f"{page}.md" for page in ("translation", "doctor")))
+PAGES = (README, *(README.parent / "docs" / f"{page}.md" for page in ("tasks", "translation", "doctor")))
 
 
 def filled(text: str) -> str:
     """`text` with each marked block made anew."""
-    blocks = (("figures", figures), ("sample", sample), ("ladder", ladder), ("translation", translations), ("zoo", zoo))
+    blocks = (
+        ("figures", figures),
+        ("sample", sample),
+        ("ladder", ladder),
+        ("sums", sums),
+        ("translation", translations),
+        ("zoo", zoo),
+    )
     for name, make in blocks:
         if f"<!-- {name}: " not in text:
             continue
