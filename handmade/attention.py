@@ -520,7 +520,11 @@ class Attention(Module):
         layers = [self.query, self.key, self.value]
         if x.shape[1] > 1:
             made = F.linear(x, *join_layers(layers))
-        elif cache is not None and not torch.is_grad_enabled() and self.width**2 <= KEPT:
+        elif (
+            cache is not None
+            and self.width**2 <= KEPT
+            and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        ):
             made = F.linear(x, *cache.joined(layers))
         else:
             made = torch.cat([layer(x) for layer in layers], dim=-1)
