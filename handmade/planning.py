@@ -35,6 +35,9 @@ from handmade.training import TrainConfig, Trainer
 EVALUATION_SHARE = 0.1  # of the time given
 COMPILE_SECONDS = 25.0
 COMPILE_FROM = 240.0  # seconds of training from which "auto" tries it: 16 s for 8 % of a step (results/compile.json)
+# Numbers that the fused kernels keep of a token for each feature of an LSTM layer: the gates, the cell, and a workspace
+# that is as large as both, in PyTorch 2.9 larger (19 in 2.13, 23 there).
+KEPT_OF_LSTM = 24
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -57,8 +60,7 @@ def kept_of_token(model: Config, train: TrainConfig) -> int:
     if isinstance(model, MLPConfig):  # the window's vectors side by side, the hidden layer, and their gradients
         return number * (2 * model.window * model.width + 3 * model.hidden)
     if isinstance(model, RecurrentConfig):
-        # Of an LSTM the fused kernels keep the gates, the cell, and a workspace as large as both.
-        layer = number * model.width * (20 if model.cell == "lstm" else 4)
+        layer = number * model.width * (KEPT_OF_LSTM if model.cell == "lstm" else 4)
         return model.layers * layer + (12 * model.width * (model.layers + 1) if model.dropout else 0)
     if isinstance(model, FixedWindowConfig):
         # A whole window for each token that is asked for: about a quarter of those in a row.
@@ -78,7 +80,7 @@ def kept_of_token(model: Config, train: TrainConfig) -> int:
         layers = model.layers * (3 if model.both_ways else 2)
         looking = {"none": 0, "additive": 3 * model.context + 30, "multiplicative": 8}[model.attention]
         noise = 12 * model.width * (2 * model.layers + 3) if model.dropout else 0
-        return model.width * (number * (20 * layers + looking) + 32) + noise
+        return model.width * (number * (KEPT_OF_LSTM * layers + looking) + 32) + noise
     if not isinstance(model, GPTConfig):
         return 0
     # Kept for the backward pass by a block, in features: the stream and its norms (in float32), queries, keys,

@@ -149,8 +149,8 @@ def test_what_is_said_and_made(trained, place, monkeypatch):
     shape = "gpt, 1 layer, 2 heads, width 16, context 16"
     assert re.fullmatch(rf"{shape}: [\d,]+ parameters", said["model"][0])
     assert re.fullmatch(r"[\d,]+ tokens/s \(float32, not compiled\), so 30 steps in \d+ s", said["this machine"][0])
-    megabytes = float(re.fullmatch(r"([\d.]+) MB while training, measured; .* are free", said["memory"][0])[1])
-    assert 100 < megabytes < 3000  # the whole process, torch among it
+    memory = re.fullmatch(r"([\d.]+) ([MG])B while training, measured; .* are free", said["memory"][0])
+    assert 100 < float(memory[1]) * {"M": 1, "G": 1000}[memory[2]] < 3000  # MB of the whole process, torch among it
     line = float(said["to beat"][0].partition(" ")[0])
     _, ending = output.split("\n\n", 1)
     last = re.search(r"^validation ([\d.]+), (below|not below) the counting line of (\d\.\d+)", ending, re.MULTILINE)

@@ -108,6 +108,8 @@ import logging, os, pkgutil, random, signal, sys, warnings
 import numpy, torch
 import rich.style  # it draws a number for itself from Python's generator; nothing of ours does
 
+warnings.filterwarnings("ignore", "Please use the new API")  # PyTorch 2.9 about the question below
+
 def state():
     return [
         torch.get_rng_state().tolist(), repr(random.getstate()), repr(numpy.random.get_state()),

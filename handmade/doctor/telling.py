@@ -98,8 +98,9 @@ def line_of(width: int, names: int, word: int, *cells: Text) -> Table:
     expected = min(30, max(10, left // 5, word))
     first = (left - expected) * 11 // 20
     row = Table.grid(padding=(0, 2, 0, 0))
-    for size in (1, names, first, expected, left - first - expected):
+    for size in (1, names, first, expected):
         row.add_column(width=size, overflow="fold")
+    row.add_column(overflow="fold")  # what is left, which depends on rich's version
     row.add_row(*cells)
     return row
 
@@ -114,7 +115,7 @@ def narrow(finding: Finding, width: int, plain: bool) -> list[RenderableType]:
         if text:
             row = Table.grid(padding=(0, 2, 0, 0))
             row.add_column(width=8)
-            row.add_column(width=max(10, width - 12), overflow="fold")
+            row.add_column(overflow="fold")
             row.add_row(Text(label, style="dim"), Text(text, style="dim" if label == "why" else ""))
             rows.append(Padding(row, (0, 0, 0, 2)))
     return rows
