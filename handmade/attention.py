@@ -1,7 +1,7 @@
 """Attention: every position takes a weighted mean of what it may see, and the weights are worked out from the data.
 
 The idea, four ways with one result (`by_loops`, `by_triangle`, `by_softmax`, `attend`), then the part that models
-are made of (`Attention`), its key/value cache, and `record()` to look inside.
+are made of (`Attention`), and `record()` to look inside. Its key/value cache is in `cache.py`.
 
 B rows, T tokens that ask, S tokens that are asked, H heads, D features of a head, C width.
 Masks are boolean, True = may attend. A row with nothing to attend to yields zeros, not NaN.
@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from handmade.cache import KEPT, LayerCache, join_layers
 from handmade.errors import ConfigError
 from handmade.layers import Linear, RMSNorm
 from handmade.layers.kernels import Module
 from handmade.layers.linear import require_sizes
-from handmade.positions import Place, turn
+from handmade.positions import turn
 
 # ---------------------------------------------------------------------------------------------------------------
 # The same result four ways, for reading. `scores` (T, T) say how much position t wants to know of position s;
@@ -271,91 +272,6 @@ def hear(weights: Tensor) -> None:
 # ---------------------------------------------------------------------------------------------------------------
 # The part that models are made of
 
-KEPT = 2**19  # numbers of a matrix of which a cache keeps a copy, joined with others: of larger ones it would be much
-
-
-class LayerCache:
-    """Keys and values of one layer, so that a new token asks the past without computing it again.
-    Shapes: (rows, key/value heads, capacity, D) each; keys (.., `key_features`) where they have another size."""
-
-    def __init__(
-        self, rows: int, heads: int, capacity: int, features: int, like: Tensor, key_features: int | None = None
-    ) -> None:
-        self.keys = like.new_zeros(rows, heads, capacity, features if key_features is None else key_features)
-        self.values = like.new_zeros(rows, heads, capacity, features)
-        self._joined: tuple[list[tuple[int, int]], Tensor, Tensor | None] | None = None
-
-    def joined(self, layers: list[Linear]) -> tuple[Tensor, Tensor | None]:
-        """`join_layers`, kept for the next token, column by column in memory, where a single row meets it faster. Made
-        anew when a weight has been changed since, or is another one."""
-        parts = [part for layer in layers for part in (layer.weight, layer.bias) if part is not None]
-        now = [(part.data_ptr(), 0 if part.is_inference() else part._version) for part in parts]
-        if self._joined is None or self._joined[0] != now:
-            weight, bias = join_layers(layers)
-            self._joined = (now, weight.t().contiguous().t(), bias)
-        return self._joined[1:]
-
-    def extend(self, length: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (B, H, T, D) behind the `length` that are there; return everything so far (B, H, length + T, D).
-        Raises ConfigError for more positions than the capacity, or another number of rows."""
-        end = length + keys.shape[2]
-        if len(keys) != len(self.keys):  # one row would be copied to all in silence
-            raise ConfigError(f"key/value cache: made for {len(self.keys)} rows, not {len(keys)}.")
-        if end > self.keys.shape[2]:
-            raise ConfigError(f"key/value cache: position {end} does not fit its capacity of {self.keys.shape[2]}.")
-        if keys.dtype != self.keys.dtype:  # under autocast the projections decide
-            self.keys, self.values = self.keys.to(keys.dtype), self.values.to(keys.dtype)
-        self.keys[:, :, length:end] = keys
-        self.values[:, :, length:end] = values
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def select(self, rows: Tensor, length: int) -> None:
-        """Row i becomes what row `rows[i]` was; the `length` positions that are in are copied, the room behind them
-        is not. Shapes: rows (R,) int64."""
-        self.keys, self.values = (_reordered(part, rows, length) for part in (self.keys, self.values))
-
-
-def _reordered(part: Tensor, rows: Tensor, length: int) -> Tensor:
-    """Shapes: (rows before, H, capacity, D) -> (R, H, capacity, D), in the memory of before where there is enough."""
-    chosen = part[:, :, :length].index_select(0, rows)
-    room = part[: len(rows)] if len(rows) <= len(part) else part.new_zeros(len(rows), *part.shape[1:])
-    room[:, :, :length] = chosen
-    return room
-
-
-class KeyValueCache:
-    """A `LayerCache` for each layer, how many positions they hold (`length`), and the newest token of each row
-    (`last` (rows,), None while there is none); with shared positions, where each row stands (`place`)."""
-
-    def __init__(
-        self,
-        layers: int,
-        rows: int,
-        heads: int,
-        capacity: int,
-        features: int,
-        like: Tensor,
-        key_features: int | None = None,
-    ) -> None:
-        self.layers = [LayerCache(rows, heads, capacity, features, like, key_features) for _ in range(layers)]
-        self.capacity = capacity
-        self.length = 0
-        self.last: Tensor | None = None
-        self.place: Place | None = None
-
-    def select(self, rows: Tensor) -> None:
-        """Row i becomes what row `rows[i]` was: a beam goes on from another one. Shapes: rows (R,) int64."""
-        for layer in self.layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-        if self.last is not None:
-            self.last = self.last[rows]
-        if self.place is not None:
-            self.place = (self.place[0][rows], self.place[1][rows])
-
-    def clear(self) -> None:
-        """Forget everything; the memory stays."""
-        self.length, self.last, self.place = 0, None, None
-
 
 class MeanOfPast(Module):
     """What comes before attention: every position takes the plain mean of its past, whatever the tokens are.
@@ -557,10 +473,3 @@ class Attention(Module):
         """The keys and values of a memory that will be asked many times. Shapes: (B, S, C) -> (B, H, S, D) twice."""
         keys, values = self.keys_and_values(memory)
         return keys.contiguous(), values.contiguous()
-
-
-def join_layers(layers: list[Linear]) -> tuple[Tensor, Tensor | None]:
-    """The weights of several layers that are given the same, and their biases, in one: what they make, side by side,
-    is then one product. Shapes: -> (sum of their features, C), (sum of their features,)."""
-    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    return torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None

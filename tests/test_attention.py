@@ -12,18 +12,17 @@ from layer_parity import assert_parity, both_forms, build, few, normal, run, see
 from torch import Tensor, nn
 
 from handmade import attention
+from handmade import cache as cache_module
 from handmade.attention import (
     Attention,
-    KeyValueCache,
-    LayerCache,
     attend,
     attend_by_products,
     by_loops,
     by_softmax,
     by_triangle,
-    join_layers,
     record,
 )
+from handmade.cache import KeyValueCache, LayerCache, join_layers
 from handmade.errors import ConfigError
 from handmade.positions import Rotary
 
@@ -387,7 +386,7 @@ def test_a_cache_keeps_small_matrices_joined_for_as_long_as_they_are_the_same(mo
     layer, x = build("fused", lambda: Attention(8, 2, causal=True)).double(), normal(0, 1, 6, 8)
     cache = LayerCache(1, 2, 6, 4, like=x)
     joined = []
-    monkeypatch.setattr(attention, "join_layers", lambda layers: joined.append(1) or join_layers(layers))
+    monkeypatch.setattr(cache_module, "join_layers", lambda layers: joined.append(1) or join_layers(layers))
 
     def token(t):
         layer(x[:, t : t + 1], cache=cache, length=t)

@@ -21,6 +21,7 @@ FLOORS = {
         "layers",
         "positions",
         "attention",
+        "cache",
         "optimizers",
         "schedules",
         "characters",

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from handmade.attention import Attention, LayerCache, MeanOfPast
+from handmade.attention import Attention, MeanOfPast
+from handmade.cache import LayerCache
 from handmade.layers import GELU, Dropout, Embedding, LayerNorm, Linear, ReLU, RMSNorm, SiLU, SquaredReLU
 from handmade.layers.kernels import Module
 

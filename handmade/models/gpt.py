@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from handmade.attention import Attention, KeyValueCache, MeanOfPast, padding_mask
+from handmade.attention import Attention, MeanOfPast, padding_mask
+from handmade.cache import KeyValueCache
 from handmade.config import Config
 from handmade.errors import ConfigError
 from handmade.layers import Dropout, Embedding, Linear

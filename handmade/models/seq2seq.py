@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from handmade.attention import Attention, LayerCache
+from handmade.attention import Attention
+from handmade.cache import LayerCache
 from handmade.config import Config
 from handmade.errors import ConfigError
 from handmade.layers import Dropout, Embedding, Linear
