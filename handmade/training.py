@@ -63,8 +63,8 @@ class TrainConfig(Config):
     """Number type of the matrix products; weights are float32 always. "auto": bfloat16 where the chip is faster
     with it (measured on a CPU), float16 with loss scaling on a GPU without it, else float32."""
     compile: Literal["auto", "yes", "no"] = "auto"
-    """torch.compile: costs some 20 seconds at the start. "auto": `handmade train` tries it where there is time, and keeps
-    it where steps become quicker; a Trainer made in Python does not compile."""
+    """torch.compile: costs some 20 seconds at the start. "auto": `handmade train` tries it where there is time, and
+    keeps it where steps become quicker; a Trainer made in Python does not compile."""
     threads: int | None = None
     """CPU threads. None: what torch takes."""
     evaluate_every: int | None = 250

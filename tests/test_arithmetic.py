@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
@@ -720,4 +721,4 @@ def test_what_every_task_says_of_itself(name):
         assert 0 <= group.min() <= group.max() < len(names)
     assert task.refusal("counting").startswith("a counting model counts a text")
     assert task.refusal("seq2seq").startswith("takes pairs of sentences")
-    assert re.search(r"^ {8}\S+=\S", type(task).__doc__ or "", re.MULTILINE), "worked strings"
+    assert re.search(r"^ {4}\S+=\S", inspect.getdoc(type(task)) or "", re.MULTILINE), "worked strings"

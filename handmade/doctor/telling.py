@@ -6,7 +6,6 @@ console.print(table(report, console.width))
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import math
 import random
@@ -262,7 +261,7 @@ def explained(check: Check, width: int = 80, printed: str | None = None) -> Rend
 
 def paragraphs(check: Check, width: int) -> Iterable[Text]:
     """The idea: sentences as wide as there is room, formulas as they stand."""
-    for place, part in enumerate(inspect.cleandoc(check.body.__doc__ or "").split("\n\n")):
+    for place, part in enumerate(check.idea.split("\n\n")):
         if place:
             yield Text()
         formula = any(line.startswith(" ") for line in part.splitlines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ class Check:
     @property
     def idea(self) -> str:
         """The check's docstring: the idea, with the formula."""
-        return (self.body.__doc__ or "").strip()
+        return inspect.cleandoc(self.body.__doc__ or "")
 
 
 def check(
