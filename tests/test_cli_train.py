@@ -201,7 +201,9 @@ def test_names_of_files(trained, place, name):
     hint = output.rstrip().splitlines()[-1]
     typed = subprocess.run(["sh", "-c", f"printf '%s\\n' {hint[5:]}"], capture_output=True, text=True, check=True)
     assert typed.stdout.splitlines()[2] == str(folder)
-    assert all(line[13] == " " or len(line.encode()) > len(line) for line in output.split("\n\n")[0].splitlines())
+    first, *others = output.split("\n\n")[0].splitlines()
+    assert first.startswith(f"{name} ")
+    assert all(line[13] == " " for line in others)
 
 
 def test_a_corpus_by_name(trained, place, monkeypatch):
@@ -631,12 +633,15 @@ def test_long_sentences_are_broken_beside_their_label_on_a_terminal(capsys, monk
     monkeypatch.setenv("COLUMNS", "60")
     say("other", sentence)
     say("other", "more")
-    say("a very long label", "and 吾輩")
-    first, second, third, last = capsys.readouterr().out.splitlines()
+    say("吾輩は a very long one", sentence)
+    first, second, third, *last = capsys.readouterr().out.splitlines()
     assert first == "other         one two three four five six seven eight nine"
     assert second == "              ten eleven twelve thirteen"
     assert third == "              more"
-    assert last == "a very long…  and 吾輩"
+    assert last == [
+        "吾輩は a very long one  one two three four five six seven",
+        "              eight nine ten eleven twelve thirteen",
+    ]
 
 
 def test_help_fits_80_columns():

@@ -143,23 +143,25 @@ class Columns:
         from rich.cells import cell_len, set_cell_size
 
         shown = "" if label == self.label else label
-        if cell_len(shown) > self.WIDTH:
-            shown = set_cell_size(shown, self.WIDTH - 1).rstrip() + "…"
         self.label = label or self.label
-        for line in broken(sentence, self.WIDTH + 1):
-            print(f"{set_cell_size(shown, self.WIDTH)} {line}", flush=True)
-            shown = ""
+        too_long = cell_len(shown) > self.WIDTH  # such a name pushes its own line to the right, no other
+        over = cell_len(shown) + 1 - self.WIDTH if too_long else 0
+        for line in broken(sentence, self.WIDTH + 1, over):
+            print(f"{set_cell_size(shown, self.WIDTH + over)} {line}", flush=True)
+            shown, over = "", 0
 
 
-def broken(sentence: str, margin: int) -> list[str]:
-    """A sentence in lines that fit the terminal beside a margin; in one line where there is no terminal."""
+def broken(sentence: str, margin: int, over: int = 0) -> list[str]:
+    """A sentence in lines that fit the terminal beside a margin, the first one with so much less room; in one line
+    where there is no terminal."""
     import shutil
     import textwrap
 
     if not sys.stdout.isatty():
         return [sentence]
     room = max(40, shutil.get_terminal_size().columns - margin)
-    return textwrap.wrap(sentence, room, break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.wrap(sentence, room, initial_indent=" " * over, break_long_words=False, break_on_hyphens=False)
+    return [line[over:] if place == 0 else line for place, line in enumerate(lines)]
 
 
 def look(job: Job, say: Columns) -> None:
@@ -203,7 +205,8 @@ def announce(job: Job, say: Columns) -> None:
         steps, measured = job.trainer.config.steps, job.measured
         seconds = planning.minutes(max(1.0, steps * measured.step_seconds))
         how = f"{job.trainer.precision}, {'compiled' if job.trainer.compiled else 'not compiled'}"
-        say("this machine", f"{measured.tokens_per_second:,.0f} tokens/s ({how}), so {steps:,} steps in {seconds}")
+        going = f"{steps:,} step{'s' if steps > 1 else ''} in {seconds}"
+        say("this machine", f"{measured.tokens_per_second:,.0f} tokens/s ({how}), so {going}")
         say("memory", memory(measured, job.trainer.config.device))
     if job.line is not None:
         say("to beat", f"{job.line:.3f} (5-gram by counting)")
